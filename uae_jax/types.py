@@ -1,0 +1,89 @@
+"""The dimension letters, and the structs that travel between the modules.
+
+Letters: B images, G rollouts per image (the group), L query or caption
+tokens, S key or prefix tokens, N query heads, K key/value heads, H head dim,
+D width, F mlp width, V vocabulary, P image patches, E patch vector, M merged
+image tokens, C channels, R image side in pixels, T denoising steps, Y layers.
+A group is always an axis: arrays are [B, G, ...].
+"""
+
+from typing import Any
+
+import flax.struct
+import jax
+from jaxtyping import Array, Bool, Float, Int
+
+
+@flax.struct.dataclass
+class Batch:
+  """B source images as the policy, the reward and the judges see them.
+
+  Fields that a stage does not read are None (towers read image and full_ids).
+  """
+
+  image: Float[Array, 'B R R 3']  # in [0, 1]: what the reward compares with
+  patches: Float[Array, 'B P E'] | None = None  # merge-group-major, 0 padded
+  patch_hw: Int[Array, 'B P 2'] | None = None  # row, column in the patch grid
+  patch_window: Int[Array, 'B P'] | None = None  # attention window, -1 padded
+  patch_image: Int[Array, 'B P'] | None = None  # image in the row, -1 padded
+  prefix_ids: Int[Array, 'B S'] | None = None  # chat template, right padded
+  prefix_positions: Int[Array, 'B 3 S'] | None = None  # M-RoPE
+  prefix_mask: Bool[Array, 'B S'] | None = None
+  caption_ids: Int[Array, 'B L'] | None = None  # partial caption with EOS
+  caption_mask: Bool[Array, 'B L'] | None = None
+  full_ids: Int[Array, 'B L'] | None = None  # full caption with EOS
+  full_mask: Bool[Array, 'B L'] | None = None
+
+
+@flax.struct.dataclass
+class KV:
+  """Stacked keys and values [Y, B, (G,) S, K, H]."""
+
+  k: Array
+  v: Array
+
+
+@flax.struct.dataclass
+class Prefix:
+  """What one image leaves for its G captions: computed once, shared."""
+
+  kv: KV  # [Y B S K H]
+  mask: Bool[Array, 'B S']
+  hidden: Float[Array, 'B D']  # at the last prefix token, after the final norm
+  position: Int[Array, 'B']  # M-RoPE position of the first caption token
+
+
+@flax.struct.dataclass
+class Captions:
+  """Sampled captions with the log-probability they were drawn with."""
+
+  tokens: Int[Array, 'B G L']  # pad after EOS
+  mask: Bool[Array, 'B G L']  # True up to and including EOS
+  logp: Float[Array, 'B G L']  # fp32, 0 where not mask
+
+
+@flax.struct.dataclass
+class Rollout:
+  """One pass image -> text -> image -> reward."""
+
+  captions: Captions
+  images: Float[Array, 'B G R R 3']  # in [0, 1]
+  reward: Float[Array, 'B G']  # fp32, may be non-finite
+
+
+@flax.struct.dataclass
+class TrainState:
+  """Everything a step changes, and the frozen weights it reads."""
+
+  step: Int[Array, '']
+  params: Any  # what the optimizer trains
+  opt_state: Any
+  skipped: Int[Array, '']  # non-finite updates in a row
+  frozen: Any  # never changes, never saved
+
+  def saved(self) -> 'TrainState':
+    """The part that a checkpoint holds."""
+    return self.replace(frozen=None)
+
+
+Metrics = dict[str, jax.Array]
