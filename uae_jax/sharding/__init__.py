@@ -1,0 +1,1 @@
+"""The mesh and where every tensor lives on it."""

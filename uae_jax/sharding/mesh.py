@@ -1,0 +1,61 @@
+"""The ('data', 'model') device mesh; `data` doubles as the FSDP axis."""
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+
+from uae_jax.errors import UserError
+
+
+def make_mesh(data: int, model: int) -> Mesh:
+  """A data x model mesh over all devices; -1 for `data` fills up.
+
+  Raises:
+    UserError: when data * model is not the number of devices.
+  """
+  devices = jax.devices()
+  if data == -1 and model > 0 and len(devices) % model == 0:
+    data = len(devices) // model
+  if data * model != len(devices):
+    raise UserError(
+      f'mesh.data={data} x mesh.model={model} does not cover '
+      f'{len(devices)} devices: set mesh.data=-1 or a product of '
+      f'{len(devices)}'
+    )
+  grid = np.asarray(devices).reshape(data, model)
+  return Mesh(grid, ('data', 'model'), axis_types=(AxisType.Auto,) * 2)
+
+
+def check_batch(images: int, mesh: Mesh) -> None:
+  """Raises UserError unless the batch divides over the data axis."""
+  size = mesh.shape['data']
+  if images % size:
+    raise UserError(
+      f'{images} images do not divide over mesh.data={size}: '
+      'change train.images or mesh.data'
+    )
+
+
+def put_batch(batch, mesh: Mesh):
+  """Host-local numpy arrays -> global arrays sharded over `data`."""
+  sharding = NamedSharding(mesh, P('data'))
+
+  def put(x):
+    x = np.asarray(x)
+    if jax.process_count() == 1:
+      return jax.device_put(x, sharding)
+    return jax.make_array_from_process_local_data(sharding, x)
+
+  return jax.tree.map(put, batch)
+
+
+def put_tree(tree, shardings):
+  """Places host arrays (the same on every host) under their shardings."""
+
+  def put(x, sharding):
+    if jax.process_count() == 1:
+      return jax.device_put(x, sharding)
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
+
+  return jax.tree.map(put, tree, shardings)
