@@ -1,0 +1,1 @@
+"""The models: modules, sizes, nothing else."""
