@@ -1,0 +1,232 @@
+"""Sources and loaders: deterministic, checkpointable, robust to bad files."""
+
+import logging
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from uae_jax.data import pipeline, preprocess, tokenize
+from uae_jax.data.scenes import detect, grammar
+from uae_jax.errors import UserError
+
+
+@pytest.fixture(scope='module')
+def tok(tmp_path_factory):
+  folder = str(tmp_path_factory.mktemp('tokenizer'))
+  tokenize.build_word_tokenizer(folder)
+  return tokenize.load_tokenizer(folder)
+
+
+@pytest.fixture(scope='module')
+def example(tok):
+  view = preprocess.PolicyView(
+    patch=4, merge=2, window=16, min_pixels=1024, max_pixels=1024
+  )
+  template = tokenize.Template.from_tokenizer(tok, tokenize.PROMPT)
+  return pipeline.MakeExample(
+    view=view,
+    template=template,
+    image_side=32,
+    caption_length=24,
+    tokenizer=tok,
+    detail=grammar.PARTIAL,
+  )
+
+
+@pytest.fixture
+def plain(example):
+  return pipeline.MakeExample(
+    view=example.view, template=example.template, image_side=32
+  )
+
+
+def _folder(tmp_path, n, bad=()):
+  for i in range(n):
+    inside = tmp_path / 'sub' if i % 2 else tmp_path
+    inside.mkdir(exist_ok=True)
+    path = inside / f'{i}.PNG'
+    Image.new('RGB', (20 + i, 30), (i * 20, 0, 0)).save(path)
+    if i in bad:
+      path.write_bytes(b'not an image')
+  (tmp_path / 'notes.txt').write_text('ignored')
+  return f'images:{tmp_path}'
+
+
+def _equal(a, b):
+  assert a.keys() == b.keys()
+  for key in a:
+    np.testing.assert_array_equal(a[key], b[key], err_msg=key)
+
+
+def test_scene_batches_have_the_documented_layout(example, tok):
+  source = pipeline.make_source('scenes:train')
+  batch = next(pipeline.make_loader(source, example, batch=3, seed=0))
+  prefix = example.prefix_length
+  want = dict(
+    patches=((3, 64, 96), 'float32'),
+    patch_hw=((3, 64, 2), 'int32'),
+    patch_window=((3, 64), 'int32'),
+    patch_image=((3, 64), 'int32'),
+    prefix_ids=((3, prefix), 'int32'),
+    prefix_positions=((3, 3, prefix), 'int32'),
+    prefix_mask=((3, prefix), 'bool'),
+    image=((3, 32, 32, 3), 'float32'),
+    truth=((3, 4, 5), 'int32'),
+    caption_ids=((3, 24), 'int32'),
+    caption_mask=((3, 24), 'bool'),
+    full_ids=((3, 24), 'int32'),
+    full_mask=((3, 24), 'bool'),
+  )
+  assert {k: (v.shape, str(v.dtype)) for k, v in batch.items()} == want
+  for row in range(3):
+    scene = batch['truth'][row]
+    scene = scene[scene[:, 0] >= 0]
+    np.testing.assert_array_equal(detect.detect(batch['image'][row]), scene)
+    full = tokenize.decode(tok, batch['full_ids'][row])
+    assert full == grammar.describe(scene)
+    assert grammar.parse(tokenize.decode(tok, batch['caption_ids'][row]))
+  assert 0 <= batch['image'].min() and batch['image'].max() <= 1
+
+
+def test_pairs_are_images_and_full_captions(tok):
+  source = pipeline.make_source('scenes:train', side=48)
+  pair = pipeline.PairExample(tok, 24)
+  batch = next(pipeline.make_loader(source, pair, batch=2, seed=0))
+  assert batch['image'].shape == (2, 48, 48, 3)
+  found = [detect.detect(image) for image in batch['image']]
+  said = [tokenize.decode(tok, ids) for ids in batch['full_ids']]
+  assert said == [grammar.describe(scene) for scene in found]
+
+
+def test_unshuffled_loader_reads_in_order(tmp_path, plain):
+  source = pipeline.make_source(_folder(tmp_path, 3))
+  loader = pipeline.make_loader(source, plain, batch=5, seed=0, shuffle=False)
+  want = [source[i % 3]['image'][0, 0, 0] / 255 for i in range(5)]
+  got = next(loader)['image'][:, 0, 0, 0]
+  np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+def test_no_scene_is_in_both_splits():
+  seen = {}
+  for split in pipeline.SPLITS:
+    source = pipeline.make_source(f'scenes:{split}', max_objects=1)
+    seen[split] = {source[i]['truth'].tobytes() for i in range(3000)}
+  assert len(seen['heldout']) > 50
+  assert not seen['train'] & seen['heldout']
+
+
+def test_scenes_depend_on_seed_and_index_alone():
+  one, two = (pipeline.make_source('scenes:train', seed=3) for _ in range(2))
+  two[0]
+  _equal(one[17], two[17])
+  other = pipeline.make_source('scenes:train', seed=4)
+  assert not np.array_equal(one[17]['image'], other[17]['image'])
+
+
+def test_loader_restores_its_place(example):
+  source = pipeline.make_source('scenes:train')
+  make = lambda seed: pipeline.make_loader(source, example, batch=2, seed=seed)
+  loader = make(5)
+  for _ in range(3):
+    next(loader)
+  state = loader.get_state()
+  rest = [next(loader) for _ in range(2)]
+  again = make(5)
+  again.set_state(state)
+  for batch in rest:
+    _equal(batch, next(again))
+  assert not np.array_equal(next(make(6))['image'], next(make(5))['image'])
+
+
+def test_processes_share_the_records(tmp_path, plain):
+  source = pipeline.make_source(_folder(tmp_path, 8))
+  reds = []
+  for i in range(2):
+    loader = pipeline.make_loader(
+      source, plain, batch=4, seed=0, process_index=i, process_count=2
+    )
+    reds += next(loader)['image'][:, 0, 0, 0].tolist()
+  assert len(set(reds)) == 8
+
+
+def test_small_folders_continue_across_epochs(tmp_path, plain):
+  source = pipeline.make_source(_folder(tmp_path, 3))
+  loader = pipeline.make_loader(source, plain, batch=7, seed=0)
+  rows = np.concatenate([next(loader)['image'][:, 0, 0, 0] for _ in range(3)])
+  _, counts = np.unique(rows, return_counts=True)
+  assert counts.tolist() == [7, 7, 7]
+  orders = {tuple(rows[i : i + 3]) for i in range(0, 21, 3)}
+  assert len(orders) > 1  # epochs are shuffled anew
+
+
+def test_noisy_captions_differ_between_epochs(example):
+  source = pipeline.SceneSource('train', length=1)
+  loader = pipeline.make_loader(source, example, batch=16, seed=0)
+  batch = next(loader)
+  assert len(np.unique(batch['truth'], axis=0)) == 1
+  assert len(np.unique(batch['caption_ids'], axis=0)) > 1
+
+
+def test_corrupt_images_are_replaced_and_reported_once(tmp_path, plain, caplog):
+  source = pipeline.make_source(_folder(tmp_path, 4, bad=(0, 3)))
+  with caplog.at_level(logging.WARNING):
+    loader = pipeline.make_loader(source, plain, batch=8, seed=0)
+    for _ in range(2):
+      batch = next(loader)
+  assert len(source.bad) == 2
+  assert sum('cannot read' in line for line in caplog.messages) == 2
+  assert len(np.unique(batch['image'][:, 0, 0, 0])) == 2
+
+
+def test_nothing_readable(tmp_path, plain):
+  source = pipeline.make_source(_folder(tmp_path, 2, bad=(0, 1)))
+  with pytest.raises(UserError, match='none of 2 images'):
+    next(pipeline.make_loader(source, plain, batch=2, seed=0))
+
+
+def test_photographs_have_no_captions(tmp_path, example, plain):
+  source = pipeline.make_source(_folder(tmp_path, 1))
+  with pytest.raises(UserError, match='no reference captions'):
+    example(source[0], np.random.default_rng(0))
+  out = plain(source[0], np.random.default_rng(0))
+  assert 'truth' not in out and 'caption_ids' not in out
+
+
+@pytest.mark.parametrize('uri', ['', 'scenes', 'scenes:test', 'tfds:x'])
+def test_unknown_sources(uri):
+  with pytest.raises(UserError, match='scenes:train'):
+    pipeline.make_source(uri)
+
+
+def test_missing_and_empty_folders(tmp_path):
+  with pytest.raises(UserError, match='no folder'):
+    pipeline.make_source(f'images:{tmp_path}/none')
+  with pytest.raises(UserError, match='no image'):
+    pipeline.make_source(f'images:{tmp_path}')
+
+
+def test_take_reads_in_order_once(tmp_path, plain):
+  source = pipeline.make_source(_folder(tmp_path, 5, bad=(2,)))
+  reds, batches = [], 0
+  for batch, real in pipeline.take(source, plain, n=99, batch=2):
+    assert batch['image'].shape[0] == len(real) == 2
+    reds += np.round(batch['image'][real][:, 0, 0, 0] * 255).tolist()
+    batches += 1
+  order = [int(path[-5]) for path in source.paths if path[-5] != '2']
+  assert reds == [20 * i for i in order]
+  assert batches == 3
+
+
+def test_take_gives_every_process_as_many_batches(plain):
+  source = pipeline.make_source('scenes:heldout')
+  truths = []
+  for i in range(2):
+    batches = list(
+      pipeline.take(
+        source, plain, n=5, batch=2, process_index=i, process_count=2
+      )
+    )
+    assert len(batches) == 2
+    truths += [b['truth'][real] for b, real in batches]
+  assert len(np.concatenate(truths)) == 5

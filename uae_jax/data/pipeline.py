@@ -1,0 +1,297 @@
+"""Sources of images and the grain loaders that batch them.
+
+Training reads forever, shuffled, and its iterator is checkpointable;
+evaluation reads the first n in order, once.
+"""
+
+import dataclasses
+import logging
+import os
+import threading
+import zlib
+from collections.abc import Iterator
+
+import grain
+import numpy as np
+
+from uae_jax.data import preprocess, tokenize
+from uae_jax.data.preprocess import Example, PolicyView
+from uae_jax.data.scenes import draw, grammar
+from uae_jax.errors import UserError
+
+EXTENSIONS = ('.jpg', '.jpeg', '.png', '.webp', '.gif', '.bmp')
+SPLITS = ('train', 'heldout', 'edits')
+_HELDOUT_SHARE = 8  # one scene in so many is held out
+
+
+def is_heldout(scene: np.ndarray) -> bool:
+  """Whether a scene is kept from training: a fixed eighth of all scenes."""
+  return zlib.crc32(scene.astype(np.uint8).tobytes()) % _HELDOUT_SHARE == 0
+
+
+@dataclasses.dataclass(frozen=True)
+class SceneSource:
+  """Drawn scenes by index; `train` and `heldout` share no scene.
+
+  `edits` are training scenes, each followed by itself with one attribute or
+  object changed: what a contrastive tower has to tell apart.
+  """
+
+  split: str
+  seed: int = 0
+  side: int = 32
+  max_objects: int = 4
+  jitter: int = 0
+  length: int = 2**20
+
+  def __len__(self) -> int:
+    return self.length
+
+  def __getitem__(self, index: int) -> Example:
+    """`image` uint8 [side, side, 3] and `truth` [n, 5]."""
+    edits = self.split == 'edits'
+    which = int(index) // 2 if edits else int(index)
+    key = (self.seed, SPLITS.index(self.split), which)
+    rng = np.random.default_rng(np.random.SeedSequence(key))
+    scene = draw.sample_scene(rng, self.max_objects)
+    while is_heldout(scene) != (self.split == 'heldout'):
+      scene = draw.sample_scene(rng, self.max_objects)
+    if edits and index % 2:
+      original = scene
+      scene = draw.edit(original, rng, self.max_objects)
+      while is_heldout(scene):
+        scene = draw.edit(original, rng, self.max_objects)
+    image = draw.render(scene, self.side, self.jitter, rng)
+    return dict(image=image, truth=scene)
+
+  def read(self, index: int) -> Example | None:
+    """The record; never None, as drawn scenes are never corrupt."""
+    return self[index]
+
+
+class ImageSource:
+  """Image files below a folder, by index in sorted order."""
+
+  def __init__(self, folder: str):
+    """Lists the files.
+
+    Raises:
+      UserError: the folder is missing or has no image.
+    """
+    if not os.path.isdir(folder):
+      raise UserError(f'no folder {folder}; give images:DIR one that exists')
+    self.paths = sorted(
+      os.path.join(parent, name)
+      for parent, _, names in os.walk(folder)
+      for name in names
+      if name.lower().endswith(EXTENSIONS)
+    )
+    if not self.paths:
+      raise UserError(f'no image ({" ".join(EXTENSIONS)}) below {folder}')
+    self.folder = folder
+    self.bad: set[str] = set()
+    self._lock = threading.Lock()
+
+  def __repr__(self) -> str:
+    return f'ImageSource({self.folder!r})'
+
+  def __len__(self) -> int:
+    return len(self.paths)
+
+  def read(self, index: int) -> Example | None:
+    """`image` uint8 [H, W, 3]; None, and one warning, if it is corrupt."""
+    path = self.paths[index]
+    if path in self.bad:
+      return None
+    try:
+      return dict(image=preprocess.read_image(path))
+    except UserError as e:
+      with self._lock:
+        if path not in self.bad:
+          self.bad.add(path)
+          logging.warning('skipped (%d so far): %s', len(self.bad), e)
+      return None
+
+  def __getitem__(self, index: int) -> Example:
+    """The image, or the next one in the list that can be read.
+
+    Raises:
+      UserError: no file can be read.
+    """
+    for i in range(len(self)):
+      record = self.read((index + i) % len(self))
+      if record is not None:
+        return record
+    raise UserError(f'none of {len(self)} images in {self.folder} can be read')
+
+
+Source = SceneSource | ImageSource
+
+
+def make_source(
+  uri: str,
+  *,
+  seed: int = 0,
+  side: int = 32,
+  max_objects: int = 4,
+  jitter: int = 0,
+) -> Source:
+  """The source that `scenes:SPLIT` or `images:DIR` names.
+
+  Args:
+    uri: the source.
+    seed: of the drawn scenes, as all that follows.
+    side: in pixels.
+    max_objects: per scene, at most 9.
+    jitter: see `draw.render`.
+
+  Raises:
+    UserError: no such source.
+  """
+  kind, _, name = uri.partition(':')
+  if kind == 'images':
+    return ImageSource(os.path.expanduser(name))
+  if kind == 'scenes' and name in SPLITS:
+    return SceneSource(name, seed, side, max_objects, jitter)
+  raise UserError(
+    f'no data source {uri!r}; use scenes:train, scenes:heldout, scenes:edits or images:DIR'
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class MakeExample:
+  """Turns a record into one row of a batch."""
+
+  view: PolicyView
+  template: tokenize.Template
+  image_side: int
+  max_objects: int = 4  # rows of `truth`
+  caption_length: int | None = None  # None: no reference captions
+  tokenizer: tokenize.Tokenizer | None = None  # for captions
+  detail: grammar.Detail | None = None  # of a second, partial caption
+
+  @property
+  def prefix_length(self) -> int:
+    """S of a batch."""
+    return self.view.max_tokens + self.template.overhead
+
+  def __call__(self, record: Example, rng: np.random.Generator) -> Example:
+    """The arrays of `types.Batch` for one image, and `truth` if it is known.
+
+    Raises:
+      UserError: captions are asked of images that have none.
+    """
+    image = record['image']
+    example = preprocess.add_prefix(
+      self.view(image), self.template, self.view.merge
+    )
+    example = preprocess.pad_to(
+      example, self.view.max_patches, self.prefix_length, self.template.pad
+    )
+    square = preprocess.square_view(image, self.image_side)
+    example['image'] = square.astype(np.float32) / 255
+    if 'truth' in record:
+      truth = np.full((self.max_objects, 5), -1, np.int32)
+      truth[: len(record['truth'])] = record['truth']
+      example['truth'] = truth
+    if self.caption_length is not None:
+      if 'truth' not in record:
+        raise UserError(
+          'photographs have no reference captions; use scenes:train'
+        )
+      captions = {'full': grammar.FULL}
+      if self.detail is not None:
+        captions['caption'] = self.detail
+      for key, detail in captions.items():
+        text = grammar.describe(record['truth'], rng, detail)
+        ids, mask = tokenize.encode_caption(
+          self.tokenizer, text, self.caption_length
+        )
+        example |= {f'{key}_ids': ids, f'{key}_mask': mask}
+    return example
+
+
+@dataclasses.dataclass(frozen=True)
+class PairExample:
+  """A scene's image and full caption, for towers that compare the two."""
+
+  tokenizer: tokenize.Tokenizer
+  caption_length: int
+
+  def __call__(self, record: Example, rng: np.random.Generator) -> Example:
+    """`image` float [side, side, 3] in [0, 1], `full_ids`, `full_mask`."""
+    del rng
+    text = grammar.describe(record['truth'])
+    ids, mask = tokenize.encode_caption(
+      self.tokenizer, text, self.caption_length
+    )
+    image = record['image'].astype(np.float32) / 255
+    return dict(image=image, full_ids=ids, full_mask=mask)
+
+
+def make_loader(
+  source: Source,
+  example: MakeExample | PairExample,
+  *,
+  batch: int,
+  seed: int,
+  process_index: int = 0,
+  process_count: int = 1,
+  threads: int = 2,
+  shuffle: bool = True,
+) -> grain.DatasetIterator:
+  """Endless shuffled batches, different in every process.
+
+  Epochs follow each other without a gap, each in its own order, so a source
+  may be smaller than a batch. A record's randomness (noisy captions) depends
+  on its place in the order alone.
+
+  Args:
+    source: the records.
+    example: turns a record into a row.
+    batch: rows per process.
+    seed: of order and captions.
+    process_index: reads every `process_count`-th record, from this one.
+    process_count: processes in all.
+    threads: that prepare batches ahead.
+    shuffle: off keeps the source's order.
+
+  Returns:
+    An iterator whose place is read and set by `get_state`, `set_state`.
+  """
+  rows = grain.MapDataset.source(source).seed(seed)
+  rows = (rows.shuffle() if shuffle else rows).repeat().random_map(example)
+  batches = rows[process_index::process_count].batch(batch)
+  options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4)
+  return iter(batches.to_iter_dataset(options))
+
+
+def take(
+  source: Source,
+  example: MakeExample | PairExample,
+  *,
+  n: int,
+  batch: int,
+  seed: int = 0,
+  process_index: int = 0,
+  process_count: int = 1,
+) -> Iterator[tuple[Example, np.ndarray]]:
+  """The first n records in order, once, in batches of one size.
+
+  Every process yields the same number of batches. Rows that fill the last
+  batch, or stand for a corrupt file, are marked and must not be counted.
+
+  Yields:
+    A batch, and bool [batch]: which rows are real.
+  """
+  n = min(n, len(source))
+  for start in range(0, n, batch * process_count):
+    at = start + process_index + process_count * np.arange(batch)
+    rows, real = [], []
+    for i in at.tolist():
+      record = source.read(i) if i < n else None
+      real.append(record is not None)
+      rng = np.random.default_rng((seed, i))
+      rows.append(example(source[i % n] if record is None else record, rng))
+    stacked = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+    yield stacked, np.array(real)
