@@ -1,0 +1,1 @@
+"""Sampling: captions, images, and both in a row."""

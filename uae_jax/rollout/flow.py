@@ -1,0 +1,97 @@
+"""Rectified flow: schedules of noise levels, the ODE step, training targets.
+
+x_t = (1 - t) x_0 + t noise, velocity v = noise - x_0, t in [0, 1]
+(Esser et al. 2024, https://arxiv.org/abs/2403.03206). Noise levels are those
+of diffusers `FlowMatchEulerDiscreteScheduler`. Letters: N images, T steps.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from uae_jax.errors import UserError
+
+TIMES = 1000  # the models read t * TIMES
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowSchedule:
+  """The noise levels of T Euler steps.
+
+  Attributes:
+    steps: T.
+    shift: time shift; more than 1 spends more steps at high noise.
+    kind: 'uniform' shifts T equal steps once; 'sd3' shifts twice, as the SD3
+      pipelines of diffusers do.
+  """
+
+  steps: int
+  shift: float = 1.0
+  kind: str = 'uniform'
+
+  def __post_init__(self):
+    if self.steps < 1 or self.shift <= 0:
+      raise UserError(f'{self}: set steps >= 1 and shift > 0')
+    if self.kind not in ('uniform', 'sd3'):
+      raise UserError(f'{self}: kind is uniform or sd3')
+
+  def sigmas(self) -> Float[np.ndarray, 'T1']:
+    """T + 1 levels from 1 down to 0, float32."""
+    if self.kind == 'sd3':
+      return sigmas_sd3(self.steps, self.shift)
+    levels = np.linspace(1.0, 0.0, self.steps + 1)
+    return shifted(levels, self.shift).astype(np.float32)
+
+
+def shifted(t, shift: float):
+  """Moves times towards 1 where shift > 1; keeps 0 and 1."""
+  return shift * t / (1 + (shift - 1) * t)
+
+
+def sigmas_sd3(steps: int, shift: float = 3.0) -> Float[np.ndarray, 'T1']:
+  """T + 1 levels of SD3: shifted at construction and once more when set."""
+  first, last = shifted(1.0, shift), shifted(1.0 / TIMES, shift)
+  levels = np.linspace(first * TIMES, last * TIMES, steps) / TIMES
+  return np.append(shifted(levels, shift), 0.0).astype(np.float32)
+
+
+def ode_step(
+  x: Float[Array, 'N *d'],
+  v: Float[Array, 'N *d'],
+  sigma: Float[Array, ''],
+  sigma_next: Float[Array, ''],
+) -> Float[Array, 'N *d']:
+  """One Euler step from level `sigma` to `sigma_next`, in fp32."""
+  f32 = jnp.float32
+  return x.astype(f32) + (sigma_next - sigma) * v.astype(f32)
+
+
+def noised(
+  x0: Float[Array, 'N *d'], noise: Float[Array, 'N *d'], t: Float[Array, 'N']
+) -> Float[Array, 'N *d']:
+  """x_t = (1 - t) x_0 + t noise."""
+  t = t.reshape(-1, *[1] * (x0.ndim - 1))
+  return (1 - t) * x0 + t * noise
+
+
+def velocity_target(
+  x0: Float[Array, 'N *d'], noise: Float[Array, 'N *d']
+) -> Float[Array, 'N *d']:
+  """dx/dt along the straight line from x_0 to the noise."""
+  return noise - x0
+
+
+def sample_t(
+  rng: Key[Array, ''],
+  n: int,
+  *,
+  mean: float = 0.0,
+  std: float = 1.0,
+  shift: float = 1.0,
+) -> Float[Array, 'N']:
+  """Training times in (0, 1): logit(t) ~ N(mean, std^2), then shifted."""
+  t = jax.nn.sigmoid(mean + std * jax.random.normal(rng, (n,)))
+  return shifted(t, shift)
