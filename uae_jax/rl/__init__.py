@@ -1,0 +1,1 @@
+"""Advantages, ratios and losses: arithmetic on arrays."""
