@@ -1,0 +1,66 @@
+"""Cold start of the embedded models. `--config=configs/coldstart.py:PART`.
+
+Parts, in order: `reward`, `judge_clip`, `judge_views` (towers), `policy`
+(captioner, connector and MM-DiT together), `blind` (the same captioner,
+taught no shapes, against the finished decoder). The weights in
+`uae_jax/assets/umm1` were made by these commands with the seeds below; see
+`uae_jax/assets/umm1/README.md`.
+"""
+
+import importlib.util
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+TOWERS = {
+  'reward': dict(seed=1, views='captions'),
+  'judge_clip': dict(seed=2, views='captions'),
+  'judge_views': dict(seed=3, views='images'),
+}
+
+
+def base() -> ConfigDict:
+  """The keys of configs/umm1.py, which a cold start shares."""
+  path = Path(__file__).with_name('umm1.py')
+  spec = importlib.util.spec_from_file_location('umm1', path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config()
+
+
+def get_config(part: str = '') -> ConfigDict:
+  """The config of one part."""
+  c = base()
+  del c.grpo
+  c.optim.schedule = 'cosine'
+  c.optim.warmup = 100
+  c.optim.b2 = 0.99
+  c.optim.weight_decay = 0.01
+  c.ckpt.every = 500
+  c.eval.every = 500
+  c.ckpt.reward = ''
+  c.ckpt.policy = ''
+  c.ckpt.decoder = ''
+  c.ckpt.judges = ''
+  if part in TOWERS:
+    c.stage = 'tower'
+    c.tower = ConfigDict()
+    c.tower.views = TOWERS[part]['views']  # captions | images
+    c.train.seed = TOWERS[part]['seed']
+    c.train.steps = 1500
+    c.train.images = 128
+    c.train.lr = 1e-3
+    c.data.source = 'scenes:edits'
+  elif part == 'policy':
+    c.stage = 'pretrain'
+    c.pretrain = ConfigDict()
+    c.pretrain.caption_weight = 0.3
+    c.pretrain.t_mean = 0.0  # of the logit of the flow time
+    c.pretrain.t_std = 1.2
+    c.train.seed = 4
+    c.train.steps = 4000
+    c.train.images = 64
+    c.train.lr = 1e-3
+  else:
+    raise ValueError(f'configs/coldstart.py:{part} is none of the parts')
+  return c

@@ -1,0 +1,97 @@
+"""UMM-1, Unified-GRPO on the captioner. `--config=configs/umm1.py[:size]`.
+
+The embedded default needs no download: tiny Qwen2.5-VL, connector, tiny SD3
+MM-DiT and tiny CLIP towers, bundled, on drawn scenes. `:blind` starts from a
+captioner that has never learnt shapes (an ablation of reward bias).
+"""
+
+from ml_collections import ConfigDict
+
+SIZES = ('', 'blind')
+
+
+def get_config(size: str = '') -> ConfigDict:
+  """The whole run; every key is read, every default is here."""
+  if size not in SIZES:
+    raise ValueError(f'configs/umm1.py:{size} is none of {SIZES}')
+  c = ConfigDict()
+  c.stage = 'encoder'
+
+  c.train = ConfigDict()
+  c.train.steps = 300
+  c.train.images = 16  # source images per step
+  c.train.group_size = 8  # captions per image
+  c.train.seed = 0
+  c.train.lr = 3e-4
+  c.train.trainable = (r'lm/.*',)  # regexes over policy parameter paths
+  c.train.max_skipped = 10  # non-finite updates in a row before stopping
+
+  c.optim = ConfigDict()
+  c.optim.schedule = 'cosine'  # constant | linear | cosine
+  c.optim.warmup = 10  # updates
+  c.optim.lr_floor = 0.0  # fraction of train.lr at the end
+  c.optim.b1 = 0.9
+  c.optim.b2 = 0.95
+  c.optim.eps = 1e-8
+  c.optim.weight_decay = 0.0
+  c.optim.clip_norm = 1.0
+  c.optim.inner_epochs = 1
+  c.optim.minibatches = 1
+
+  c.grpo = ConfigDict()
+  c.grpo.beta = 0.02  # weight of the KL to the starting policy; 0: none kept
+  c.grpo.kl = 'k3'  # k1 | k2 | k3
+  c.grpo.clip_low = 0.2
+  c.grpo.clip_high = 0.2
+  c.grpo.ratio = 'token'  # token (GRPO) | sequence (GSPO)
+  c.grpo.aggregation = 'sequence'  # sequence | token (DAPO) | constant
+  c.grpo.scale = 'std'  # std | none (Dr.GRPO)
+  c.grpo.filter_zero_std = False  # leave groups without variance out
+  c.grpo.mask_truncated = False  # leave captions without EOS out
+
+  c.rollout = ConfigDict()
+  c.rollout.length = 24  # caption budget in tokens, EOS included
+  c.rollout.temperature = 1.0
+  c.rollout.top_k = 0  # 0: all
+  c.rollout.top_p = 1.0
+  c.rollout.bottleneck = 'text'  # text | hidden
+  c.rollout.environment = 'policy'  # policy | reference re-encodes captions
+  c.rollout.share_noise = True  # one starting noise for a group
+  c.rollout.draw_steps = 4  # Euler steps of the decoder
+  c.rollout.shift = 1.0  # of the flow schedule
+  c.rollout.guidance = 1.0  # against the empty caption; 1: off
+
+  c.data = ConfigDict()
+  c.data.source = 'scenes:train'  # scenes:train | images:DIR
+  c.data.heldout = 'scenes:heldout'  # for images:DIR sources: that folder
+  c.data.prompt = 'describe every object in the image'
+  c.data.side = 32  # pixels of the drawn image
+  c.data.max_pixels = 1024  # of the image as the policy sees it
+
+  c.model = ConfigDict()
+  c.model.dtype = 'float32'  # activations
+  c.model.remat = 'none'  # none | dots | full
+  c.model.variant = 'tiny'  # built where a ckpt.* folder is ''
+
+  c.ckpt = ConfigDict()
+  c.ckpt.policy = 'bundled:umm1/' + ('blind' if size == 'blind' else 'policy')
+  c.ckpt.decoder = 'bundled:umm1/decoder'
+  c.ckpt.reward = 'bundled:umm1/reward'
+  # Held-out towers, never a reward; comma separated.
+  c.ckpt.judges = 'bundled:umm1/judge_clip,bundled:umm1/judge_views'
+  c.ckpt.every = 50  # steps
+  c.ckpt.keep = 2
+
+  c.eval = ConfigDict()
+  c.eval.every = 50  # steps; also before and after training
+  c.eval.images = 256
+  c.eval.batch = 64
+  c.eval.gallery = 32  # images kept for the report
+
+  c.log = ConfigDict()
+  c.log.every = 5.0  # seconds between lines on the terminal
+
+  c.mesh = ConfigDict()
+  c.mesh.data = -1  # -1: all devices left over by mesh.model
+  c.mesh.model = 1
+  return c

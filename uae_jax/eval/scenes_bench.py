@@ -1,0 +1,133 @@
+"""Held-out evaluation: greedy caption, redraw, score; scenes add the truth.
+
+Rows are named `eval/...`. The Unified-Score is 100 x the mean cosine over
+towers that are not the reward. Photographs have no truth, so only similarity
+and length are reported for them.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from uae_jax.data.scenes import score
+from uae_jax.rollout.sampler import Sampler
+from uae_jax.sharding.mesh import put_batch
+from uae_jax.types import Batch, Captions
+
+
+@dataclasses.dataclass
+class Gallery:
+  """What the report shows of an evaluation; n images.
+
+  Attributes:
+    source: uint8 [n, R, R, 3].
+    reconstruction: uint8 [n, R, R, 3].
+    captions: n strings.
+    scores: n cosines by tower, the reward first.
+  """
+
+  source: np.ndarray
+  reconstruction: np.ndarray
+  captions: list[str]
+  scores: dict[str, np.ndarray]
+
+
+class Evaluator:
+  """Scores a policy on a fixed list of held-out batches."""
+
+  def __init__(
+    self,
+    umm: Any,
+    batches: Callable[[], Iterable[dict[str, np.ndarray]]],
+    decode: Callable[[np.ndarray], str],
+    mesh: Any,
+    policy_of: Callable,
+    frozen_of: Callable,
+    gallery: int,
+  ):
+    """Compiles nothing yet.
+
+    Args:
+      umm: the architecture; its sampler is replaced by the greedy one.
+      batches: gives the held-out batches, the same ones every time.
+      decode: caption ids -> text.
+      mesh: where batches go.
+      policy_of: state -> policy parameters.
+      frozen_of: state -> connector, decoder, reward and judge parameters.
+      gallery: images kept for the report.
+    """
+    self._batches, self._decode, self._mesh = batches, decode, mesh
+    self._policy_of, self._frozen_of = policy_of, frozen_of
+    self._gallery = gallery
+    self._umm = dataclasses.replace(umm, sampler=Sampler(temperature=0))
+    self._run = jax.jit(self._forward)
+
+  def _forward(self, policy, frozen, batch, rng):
+    umm = self._umm
+    prefix = umm.prefill(policy, batch)
+    captions = umm.describe(policy, prefix, rng, 1)
+    images = umm.draw(policy, frozen, captions, prefix, rng)
+    out = {'tokens': captions.tokens[:, 0], 'mask': captions.mask[:, 0]}
+    out['image'] = images[:, 0]
+    scores = umm.similarities(
+      umm.judges, frozen['judges'], batch.image, images
+    )
+    if umm.towers:
+      scores['reward'] = umm.reward(frozen, batch.image, images)
+    out['scores'] = {k: v[:, 0] for k, v in scores.items()}
+    if batch.full_ids is not None:
+      full = Captions(
+        batch.full_ids[:, None],
+        batch.full_mask[:, None],
+        jnp.zeros(batch.full_ids[:, None].shape),
+      )
+      out['full'] = umm.draw_from_text(policy, frozen, full, rng)[:, 0]
+    return out
+
+  def __call__(self, state: Any) -> tuple[dict[str, float], Gallery]:
+    """Returns the rows and the first images for the report."""
+    policy, frozen = self._policy_of(state), self._frozen_of(state)
+    parts, sources, truths = [], [], []
+    for i, (host, real) in enumerate(self._batches()):
+      truth = host.pop('truth', None)
+      rng = jax.random.fold_in(jax.random.key(0), i)
+      batch = Batch(**put_batch(host, self._mesh))
+      part = jax.device_get(self._run(policy, frozen, batch, rng))
+      parts.append(jax.tree.map(lambda x, keep=real: x[keep], part))
+      sources.append(host['image'][real])
+      truths.append(None if truth is None else truth[real])
+    out = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    text = [
+      self._decode(t[m]) for t, m in zip(out['tokens'], out['mask'], strict=True)
+    ]
+    scores = out['scores']
+    rows = {f'eval/{k}': v.mean() for k, v in scores.items()}
+    rows['eval/caption_length'] = out['mask'].sum(-1).mean()
+    judged = [rows[f'eval/{k}'] for k in self._umm.judges]
+    if judged:
+      rows['eval/unified_score'] = 100 * np.mean(judged)
+    if truths[0] is not None:
+      truth = list(np.concatenate(truths))
+      rows |= named('eval/', score.caption_scores(text, truth))
+      rows |= named('eval/', score.scene_scores(out['image'], truth))
+      if 'full' in out:
+        rows |= named('eval/full_', score.scene_scores(out['full'], truth))
+    n = self._gallery
+    by_reward = lambda item: item[0] != 'reward'
+    byte = lambda x: np.round(np.clip(x[:n], 0, 1) * 255).astype(np.uint8)
+    gallery = Gallery(
+      byte(np.concatenate(sources)),
+      byte(out['image']),
+      text[:n],
+      {k: v[:n] for k, v in sorted(scores.items(), key=by_reward)},
+    )
+    return {k: float(v) for k, v in rows.items()}, gallery
+
+
+def named(prefix: str, values: dict[str, float]) -> dict[str, float]:
+  """Prefixes every key."""
+  return {prefix + k: v for k, v in values.items()}

@@ -1,0 +1,1 @@
+"""State, the fused step, the loop."""

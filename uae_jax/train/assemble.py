@@ -1,0 +1,269 @@
+"""Folders named in the config -> modules, placed weights, data, processors."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from uae_jax import zoo
+from uae_jax.ckpt import hf, maps_clip
+from uae_jax.data import pipeline, tokenize
+from uae_jax.data.preprocess import PolicyView
+from uae_jax.data.scenes import grammar
+from uae_jax.errors import UserError
+from uae_jax.models import clip, connector, mmdit, vlm
+from uae_jax.rewards.features import Tower
+from uae_jax.rollout.flow import FlowSchedule
+from uae_jax.rollout.sampler import Sampler
+from uae_jax.train.state import weights
+from uae_jax.umm.umm1 import UMM1, Tokens
+
+# The files that a policy folder needs besides weights and config.json.
+PROCESSORS = (
+  'tokenizer.json',
+  'tokenizer_config.json',
+  'preprocessor_config.json',
+)
+CHOICES = dict(
+  bottleneck=('text', 'hidden'), environment=('policy', 'reference')
+)
+
+
+@dataclasses.dataclass
+class Parts:
+  """Everything of a UMM-1 run but the optimizer.
+
+  Attributes:
+    umm: the five functions.
+    policy: the captioner as a zoo model.
+    connector: the connector.
+    decoder: the MM-DiT.
+    params: placed weights by part; `reward` and `judges` by tower name.
+    processors: folder with the policy's tokenizer and preprocessor.
+    tokenizer: its tokenizer.
+    example: scene or photograph -> numpy example.
+  """
+
+  umm: UMM1
+  policy: zoo.Model
+  connector: zoo.Model
+  decoder: zoo.Model
+  params: dict[str, Any]
+  processors: Path
+  tokenizer: Any
+  example: Callable[..., pipeline.MakeExample]
+
+  def decode(self, ids: np.ndarray) -> str:
+    """Caption ids -> text."""
+    return tokenize.decode(self.tokenizer, ids)
+
+  def copy_processors(self, folder: Path) -> None:
+    """Makes an exported policy folder complete."""
+    for name in PROCESSORS:
+      if (self.processors / name).exists():
+        shutil.copy(self.processors / name, folder / name)
+
+  def train_data(self, config) -> Any:
+    """Endless shuffled batches of this host's share."""
+    source = pipeline.make_source(
+      config.data.source, seed=config.train.seed, side=config.data.side
+    )
+    return pipeline.make_loader(
+      source,
+      self.example(source, training=True),
+      batch=config.train.images // jax.process_count(),
+      seed=config.train.seed,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+
+  def heldout_data(self, config) -> Callable[[], Iterable[dict]]:
+    """The same held-out batches at every call, in order."""
+    source = pipeline.make_source(config.data.heldout, side=config.data.side)
+    return lambda: pipeline.take(
+      source,
+      self.example(source, training=False),
+      n=config.eval.images,
+      batch=config.eval.batch,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+
+
+def load(config, mesh) -> Parts:
+  """Builds a UMM-1 and loads or draws its weights."""
+  seed, dtype = config.train.seed, config.model.dtype
+  kw = dict(remat=config.model.remat)
+  policy, processors = policy_model(config, dtype=dtype, **kw)
+  decoder, conditioner = decoder_models(config, policy, **kw)
+  towers, judges = {}, {}
+  params = {'reward': {}, 'judges': {}}
+  for names, group, kind in (
+    (config.ckpt.reward, towers, 'reward'),
+    (config.ckpt.judges, judges, 'judges'),
+  ):
+    for folder in filter(None, names.split(',')):
+      name = Path(folder.split(':')[-1]).name
+      model, group[name] = tower_from_folder(zoo.resolve(folder))
+      params[kind][name] = weights(model, folder, mesh)
+
+  part = lambda name, sub: f'{name}/{sub}' if name else ''
+  params |= {
+    'policy': weights(policy, config.ckpt.policy, mesh, seed=seed),
+    'decoder': weights(
+      decoder, part(config.ckpt.decoder, 'transformer'), mesh, seed=seed + 1
+    ),
+    'connector': weights(
+      conditioner, part(config.ckpt.decoder, 'connector'), mesh, seed=seed + 2
+    ),
+  }
+  tokenizer = tokenize.load_tokenizer(processors)
+  template = tokenize.Template.from_tokenizer(tokenizer, config.data.prompt)
+  view = policy_view(processors, policy.module, config.data.max_pixels)
+
+  def example(source, training: bool):
+    drawn = isinstance(source, pipeline.SceneSource)
+    wanted = drawn and (config.stage == 'pretrain' or not training)
+    partial = config.stage == 'pretrain' and training
+    return pipeline.MakeExample(
+      view,
+      template,
+      image_side=config.data.side,
+      caption_length=config.rollout.length if wanted else None,
+      tokenizer=tokenizer,
+      detail=grammar.PARTIAL if partial else None,
+    )
+
+  r = config.rollout
+  check_choices(r)
+  umm = UMM1(
+    vlm=policy.module,
+    connector=conditioner.module,
+    mmdit=decoder.module,
+    towers=towers,
+    judges=judges,
+    tokens=Tokens(
+      draw_before=template.draw_before,
+      draw_after=template.draw_after,
+      eos=template.eos,
+      pad=template.pad,
+    ),
+    sampler=Sampler(r.temperature, r.top_k, r.top_p),
+    schedule=FlowSchedule(r.draw_steps, r.shift),
+    length=r.length,
+    side=config.data.side,
+    bottleneck=r.bottleneck,
+    environment=r.environment,
+    share_noise=r.share_noise,
+    guidance=r.guidance,
+    weights={name: 1.0 / len(towers) for name in towers},
+  )
+  return Parts(
+    umm, policy, conditioner, decoder, params, processors, tokenizer, example
+  )
+
+
+def check_choices(rollout) -> None:
+  """Raises UserError for an unknown bottleneck or environment."""
+  for key, known in CHOICES.items():
+    if rollout[key] not in known:
+      raise UserError(f'rollout.{key}={rollout[key]!r} is none of {known}')
+
+
+def policy_model(config, **kw) -> tuple[zoo.Model, Path]:
+  """The captioner, and the folder of its tokenizer and preprocessor."""
+  if config.ckpt.policy:
+    folder = zoo.resolve(config.ckpt.policy)
+    return zoo.policy_from_folder(folder, **kw), folder
+  folder = zoo.resolve('bundled:umm1/processors')
+  tokenizer = tokenize.load_tokenizer(folder)
+  tokens = {
+    'image_token_id': tokenizer.id('<|image_pad|>'),
+    'vision_start_token_id': tokenizer.id('<|vision_start|>'),
+    'vision_end_token_id': tokenizer.id('<|vision_end|>'),
+  }
+  fields = dict(
+    vlm.VARIANTS[config.model.variant], image_pad=tokens['image_token_id']
+  )
+  return zoo.policy(fields, tokens, **kw), folder
+
+
+def decoder_models(config, policy, **kw) -> tuple[zoo.Model, zoo.Model]:
+  """MM-DiT and connector, from folders or from the named variant."""
+  width = policy.module.lm['width']
+  if config.ckpt.decoder:
+    folder = zoo.resolve(config.ckpt.decoder)
+    decoder = zoo.decoder_from_folder(folder / 'transformer', **kw)
+    return decoder, zoo.conditioner_from_folder(folder / 'connector', width)
+  variant = config.model.variant
+  decoder = zoo.decoder(mmdit.VARIANTS[variant], **kw)
+  return decoder, zoo.conditioner(connector.VARIANTS[variant], width)
+
+
+def policy_view(folder: Path, module, max_pixels: int) -> PolicyView:
+  """How the policy sees an image: preprocessor_config.json and the tower."""
+  config = hf.read_config(folder, 'preprocessor_config.json')
+  vision = module.vision
+  return PolicyView(
+    patch=vision['patch'],
+    merge=vision['merge'],
+    window=vision['window'],
+    min_pixels=min(config['min_pixels'], max_pixels),
+    max_pixels=max_pixels,
+    mean=tuple(config['image_mean']),
+    std=tuple(config['image_std']),
+  )
+
+
+def tower_from_folder(folder: Path) -> tuple[zoo.Model, Tower]:
+  """A CLIP folder -> its model, and the tower with its preprocessing."""
+  model = zoo.tower_from_folder(folder)
+  pre = maps_clip.read_preprocess(folder)
+  return model, Tower(model.module, pre.size, pre.mean, pre.std)
+
+
+def new_tower(config) -> tuple[zoo.Model, Tower, Any]:
+  """A tower to train from scratch, with the word tokenizer."""
+  tokenizer = tokenize.load_tokenizer(zoo.resolve('bundled:umm1/processors'))
+  fields = clip.VARIANTS[config.model.variant]
+  eos = tokenizer.id('<|im_end|>')
+  fields = {**fields, 'language': {**fields['language'], 'eos': eos}}
+  model = zoo.tower(fields)
+  half = (0.5, 0.5, 0.5)
+  side = fields['vision']['size']
+  return model, Tower(model.module, side, half, half), tokenizer
+
+
+def write_tower_processor(tower: Tower, folder: Path) -> None:
+  """preprocessor_config.json of a trained tower."""
+  side = tower.size
+  config = {
+    'image_processor_type': 'CLIPImageProcessor',
+    'size': {'shortest_edge': side},
+    'crop_size': {'height': side, 'width': side},
+    'image_mean': list(tower.mean),
+    'image_std': list(tower.std),
+    'resample': 3,
+  }
+  text = json.dumps(config, indent=2) + '\n'
+  (folder / 'preprocessor_config.json').write_text(text)
+
+
+def tower_data(config, tower: Tower, tokenizer) -> Any:
+  """Endless batches of scenes beside their edits, with full captions."""
+  return pipeline.make_loader(
+    pipeline.make_source(
+      config.data.source, seed=config.train.seed, side=tower.size
+    ),
+    pipeline.PairExample(tokenizer, config.rollout.length),
+    batch=config.train.images // jax.process_count(),
+    seed=config.train.seed,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+    shuffle=False,
+  )

@@ -1,0 +1,59 @@
+"""Building a TrainState: load or draw weights, split, place, pair with optax."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+
+from uae_jax import trees
+from uae_jax.sharding import mesh as mesh_lib
+from uae_jax.sharding import rules
+from uae_jax.types import TrainState
+from uae_jax.zoo import Model, resolve
+
+
+def weights(
+  model: Model, folder: str, mesh: Mesh, *, seed: int = 0, dtype=np.float32
+) -> Any:
+  """Placed parameters: from a hub folder, or random where `folder` is ''."""
+  shardings = rules.shardings(model.shapes(), model.rules, mesh)
+  if not folder:
+    init = jax.jit(model.init, out_shardings=shardings)
+    return init(jax.random.key(seed))
+  return mesh_lib.put_tree(model.load(resolve(folder), dtype), shardings)
+
+
+def create(
+  params: Any,
+  frozen: Mapping[str, Any],
+  optimizer: optax.GradientTransformation,
+  mesh: Mesh,
+) -> TrainState:
+  """Step 0; the optimizer's moments lie where their parameters lie."""
+  everywhere = NamedSharding(mesh, P())
+  shardings = optax.tree_map_params(
+    optimizer,
+    lambda _, sharding: sharding,
+    jax.eval_shape(optimizer.init, params),
+    jax.tree.map(lambda x: x.sharding, params),
+    transform_non_params=lambda _: everywhere,
+  )
+  opt_state = jax.jit(optimizer.init, out_shardings=shardings)(params)
+  zero = lambda: jax.device_put(jnp.int32(0), everywhere)
+  return TrainState(zero(), params, opt_state, zero(), dict(frozen))
+
+
+def split_policy(policy: Any, trainable: Sequence[str]) -> tuple[Any, Any]:
+  """(trained leaves, the rest).
+
+  Raises:
+    ValueError: when the patterns match nothing.
+  """
+  params, rest = trees.split(policy, trainable)
+  if not params:
+    raise ValueError(f'train.trainable={list(trainable)} matches no parameter')
+  return params, rest

@@ -1,0 +1,168 @@
+"""The fused step: rollout, reward, advantage, loss and update, one program.
+
+`train_step(state, batch, rng) -> (state, metrics)` is pure and is jitted once
+over the mesh. No text is decoded, no image is written and no array visits
+the host inside it.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Key
+
+from uae_jax import trees
+from uae_jax.rewards.reconstruction import finite_groups
+from uae_jax.rl import advantage, grpo
+from uae_jax.types import Batch, Metrics, TrainState
+from uae_jax.umm.umm1 import reference
+
+
+@dataclasses.dataclass(frozen=True)
+class StepOptions:
+  """What Unified-GRPO leaves to choose; see configs/umm1.py for each.
+
+  Attributes:
+    group: rollouts G per image.
+    inner_epochs: passes over one rollout.
+    minibatches: updates per pass; the images are split among them.
+    scale: advantage scale, 'std' or 'none'.
+    filter_zero_std: leave groups without variance out of the average.
+    mask_truncated: leave captions without EOS out of the loss.
+    loss: the clipped objective's options.
+  """
+
+  group: int
+  inner_epochs: int
+  minibatches: int
+  scale: str
+  filter_zero_std: bool
+  mask_truncated: bool
+  loss: grpo.GRPO
+
+
+def train_step(
+  state: TrainState,
+  batch: Batch,
+  rng: Key[Array, ''],
+  *,
+  umm: Any,
+  optimizer: optax.GradientTransformation,
+  options: StepOptions,
+) -> tuple[TrainState, Metrics]:
+  """One Unified-GRPO step.
+
+  Args:
+    state: donated; `params` holds the trained leaves of the policy.
+    batch: B images.
+    rng: this step's key.
+    umm: the architecture's five functions.
+    optimizer: optax transformation over `params`.
+    options: static.
+
+  Returns:
+    The next state and scalar metrics. A non-finite update is skipped and
+    counted in `state.skipped`.
+  """
+  draw_rng, order_rng = jax.random.split(rng)
+  policy = trees.merge(state.frozen['policy'], state.params)
+  rollout = umm.rollout(policy, state.frozen, batch, draw_rng, options.group)
+  rollout = jax.lax.stop_gradient(rollout)
+  captions = rollout.captions
+  reward, valid = finite_groups(rollout.reward)
+  adv, keep, metrics = advantage.group_advantage(
+    reward, valid, options.scale, filter_zero_std=options.filter_zero_std
+  )
+  ended = jnp.any(captions.mask & (captions.tokens == umm.tokens.eos), -1)
+  mask = captions.mask & keep[:, None, None]
+  if options.mask_truncated:
+    mask = mask & ended[..., None]
+  ref_logp = None
+  if options.loss.beta:
+    ref_logp, _ = umm.score(reference(state.frozen, policy), batch, captions)
+
+  data = dict(batch=batch, captions=captions, mask=mask, adv=adv, ref=ref_logp)
+  state, updates = _updates(state, data, order_rng, umm, optimizer, options)
+  first = jax.tree.map(lambda x: x[0], updates)
+  metrics |= {k: jnp.mean(v) for k, v in updates.items()}
+  metrics['policy/ratio_max'] = jnp.max(updates['policy/ratio_max'])
+  metrics['rollout/train_gap'] = first['policy/ratio_gap']
+  metrics['caption/length'] = jnp.mean(jnp.sum(captions.mask, -1))
+  metrics['caption/truncated'] = jnp.mean(~ended)
+  return state.replace(step=state.step + 1), metrics
+
+
+def _updates(state, data, rng, umm, optimizer, options):
+  """inner_epochs x minibatches updates on one rollout, as one scan."""
+  images = data['adv'].shape[0]
+  parts = options.minibatches
+  keys = jax.random.split(rng, options.inner_epochs)
+  order = [jnp.arange(images)] * options.inner_epochs
+  if parts > 1:
+    order = [jax.random.permutation(k, images) for k in keys]
+  order = jnp.stack(order).reshape(options.inner_epochs * parts, -1)
+
+  def update(state, index):
+    part = data
+    if parts > 1:
+      part = jax.tree.map(lambda x: x[index], data)
+
+    def loss_fn(params):
+      policy = trees.merge(state.frozen['policy'], params)
+      logp, entropy = umm.score(policy, part['batch'], part['captions'])
+      loss, metrics = grpo.grpo_loss(
+        logp,
+        part['captions'].logp,
+        part['ref'],
+        part['adv'],
+        part['mask'],
+        options.loss,
+      )
+      words = jnp.maximum(jnp.sum(part['captions'].mask), 1)
+      metrics['policy/entropy'] = jnp.sum(entropy) / words
+      return loss, metrics
+
+    return apply_gradient(state, loss_fn, optimizer)
+
+  return jax.lax.scan(update, state, order)
+
+
+def apply_gradient(
+  state: TrainState, loss_fn, optimizer: optax.GradientTransformation
+) -> tuple[TrainState, Metrics]:
+  """One optimizer update of `state.params`, skipped when not finite."""
+  (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+    state.params
+  )
+  norm = optax.global_norm(grads)
+  ok = jnp.isfinite(loss) & jnp.isfinite(norm)
+  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  state = state.replace(
+    params=trees.select(ok, params, state.params),
+    opt_state=trees.select(ok, opt_state, state.opt_state),
+    skipped=jnp.where(ok, 0, state.skipped + 1),
+  )
+  metrics |= {
+    'optim/loss': loss,
+    'optim/grad_norm': norm,
+    'optim/skipped': (~ok).astype(jnp.float32),
+  }
+  return state, metrics
+
+
+def supervised_step(
+  state: TrainState,
+  batch: Batch,
+  rng: Key[Array, ''],
+  *,
+  loss_fn: Any,
+  optimizer: optax.GradientTransformation,
+) -> tuple[TrainState, Metrics]:
+  """One gradient step on `loss_fn(params, frozen, batch, rng)`."""
+  state, metrics = apply_gradient(
+    state, lambda p: loss_fn(p, state.frozen, batch, rng), optimizer
+  )
+  return state.replace(step=state.step + 1), metrics

@@ -1,0 +1,175 @@
+"""Config -> what the loop runs: state, step, data, evaluation, export.
+
+Three stages share the loop: `encoder` (Unified-GRPO), `pretrain` (captioner
+and decoder, supervised) and `tower` (reward and judge towers).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from uae_jax import trees, zoo
+from uae_jax.errors import UserError
+from uae_jax.eval import scenes_bench
+from uae_jax.rl.grpo import GRPO
+from uae_jax.sharding.mesh import check_batch
+from uae_jax.train import assemble, optim, stages
+from uae_jax.train.state import create, split_policy, weights
+from uae_jax.train.step import StepOptions, supervised_step, train_step
+from uae_jax.types import TrainState
+
+
+@dataclasses.dataclass
+class Task:
+  """What one stage gives the loop.
+
+  Attributes:
+    state: step 0, placed.
+    step: (state, batch, rng) -> (state, metrics), not yet jitted.
+    data: an endless, checkpointable iterator of numpy batches.
+    evaluate: state -> (rows, gallery), or None.
+    export: (state, folder) writes hub folders.
+    headline: metrics shown on the terminal.
+  """
+
+  state: TrainState
+  step: Callable
+  data: Any
+  evaluate: Callable | None
+  export: Callable[[TrainState, Path], None]
+  headline: tuple[str, ...]
+
+
+def build(config, mesh) -> Task:
+  """Builds the stage that `config.stage` names.
+
+  Raises:
+    UserError: for anything in the config that cannot be built.
+  """
+  check_batch(config.train.images, mesh)
+  builders = dict(encoder=_encoder, pretrain=_pretrain, tower=_tower)
+  if config.stage not in builders:
+    raise UserError(f'stage={config.stage!r} is none of {sorted(builders)}')
+  try:
+    return builders[config.stage](config, mesh)
+  except ValueError as e:
+    raise UserError(f'config: {e}') from None
+
+
+def _encoder(config, mesh) -> Task:
+  parts = assemble.load(config, mesh)
+  params, rest = split_policy(parts.params['policy'], config.train.trainable)
+  frozen = {**parts.params, 'policy': rest}
+  if config.grpo.beta or config.rollout.environment == 'reference':
+    frozen['reference'] = jax.tree.map(jnp.copy, params)
+  optimizer = optim.make(config)
+  g = config.grpo
+  options = StepOptions(
+    group=config.train.group_size,
+    inner_epochs=config.optim.inner_epochs,
+    minibatches=config.optim.minibatches,
+    scale=g.scale,
+    filter_zero_std=g.filter_zero_std,
+    mask_truncated=g.mask_truncated,
+    loss=GRPO(
+      clip_low=g.clip_low,
+      clip_high=g.clip_high,
+      beta=g.beta,
+      kl=g.kl,
+      aggregation=g.aggregation,
+      ratio=g.ratio,
+    ),
+  )
+  if config.train.images % config.optim.minibatches:
+    raise UserError(
+      f'train.images={config.train.images} does not divide into '
+      f'optim.minibatches={config.optim.minibatches}'
+    )
+  if config.train.group_size < 2:
+    raise UserError('train.group_size must be at least 2 to compare captions')
+
+  def policy_of(state):
+    return trees.merge(state.frozen['policy'], state.params)
+
+  def export(state, folder):
+    parts.policy.save(folder / 'policy', policy_of(state))
+    parts.copy_processors(folder / 'policy')
+
+  return Task(
+    state=create(params, frozen, optimizer, mesh),
+    step=functools.partial(
+      train_step, umm=parts.umm, optimizer=optimizer, options=options
+    ),
+    data=parts.train_data(config),
+    evaluate=scenes_bench.Evaluator(
+      parts.umm, parts.heldout_data(config), parts.decode, mesh,
+      policy_of, lambda state: state.frozen, config.eval.gallery,
+    ),
+    export=export,
+    headline=('reward/mean', 'policy/kl', 'caption/length'),
+  )  # fmt: skip
+
+
+def _pretrain(config, mesh) -> Task:
+  parts = assemble.load(config, mesh)
+  names = ('policy', 'connector', 'decoder')
+  params = {k: parts.params[k] for k in names}
+  frozen = {k: v for k, v in parts.params.items() if k not in names}
+  optimizer = optim.make(config)
+  p = config.pretrain
+  loss = stages.Pretrain(parts.umm, p.caption_weight, p.t_mean, p.t_std)
+
+  def export(state, folder):
+    state_params = state.params
+    parts.policy.save(folder / 'policy', state_params['policy'], jnp.bfloat16)
+    parts.copy_processors(folder / 'policy')
+    parts.decoder.save(
+      folder / 'decoder/transformer', state_params['decoder'], jnp.bfloat16
+    )
+    parts.connector.save(
+      folder / 'decoder/connector', state_params['connector'], jnp.bfloat16
+    )
+
+  return Task(
+    state=create(params, frozen, optimizer, mesh),
+    step=functools.partial(
+      supervised_step, loss_fn=loss, optimizer=optimizer
+    ),
+    data=parts.train_data(config),
+    evaluate=scenes_bench.Evaluator(
+      parts.umm, parts.heldout_data(config), parts.decode, mesh,
+      lambda state: state.params['policy'],
+      lambda state: {**state.frozen, **state.params},
+      config.eval.gallery,
+    ),
+    export=export,
+    headline=('flow/loss', 'caption/loss', 'caption/accuracy'),
+  )  # fmt: skip
+
+
+def _tower(config, mesh) -> Task:
+  model, tower, tokenizer = assemble.new_tower(config)
+  params = weights(model, '', mesh, seed=config.train.seed)
+  optimizer = optim.make(config)
+
+  def export(state, folder):
+    model.save(folder, state.params, jnp.bfloat16)
+    assemble.write_tower_processor(tower, folder)
+
+  return Task(
+    state=create(params, {}, optimizer, mesh),
+    step=functools.partial(
+      supervised_step,
+      loss_fn=stages.Contrastive(tower, config.tower.views),
+      optimizer=optimizer,
+    ),
+    data=assemble.tower_data(config, tower, tokenizer),
+    evaluate=None,
+    export=export,
+    headline=('optim/loss', 'tower/accuracy'),
+  )

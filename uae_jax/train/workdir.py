@@ -1,0 +1,103 @@
+"""A run's folder: claimed by one config, refused to any other."""
+
+import json
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from uae_jax.errors import UserError
+
+# Keys that change nothing in what is learnt.
+FREE = ('log.', 'ckpt.every', 'ckpt.keep', 'eval.gallery', 'mesh.')
+
+
+def flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """Nested config -> {'train.lr': ...}."""
+  out = {}
+  for key, value in config.items():
+    if isinstance(value, Mapping):
+      out.update(flat(value, f'{prefix}{key}.'))
+    else:
+      out[prefix + key] = list(value) if isinstance(value, tuple) else value
+  return out
+
+
+def check(folder: Path, config: Mapping[str, Any]) -> None:
+  """Writes nothing.
+
+  Raises:
+    UserError: the folder holds something else or was made with another
+      config.
+  """
+  file = folder / 'config.json'
+  if file.exists():
+    try:
+      old = flat(json.loads(file.read_text()))
+    except ValueError as e:
+      raise UserError(f'{file} is not JSON ({e}): use another workdir') from None
+    new = flat(config)
+    keys = [k for k in sorted(set(old) | set(new)) if not k.startswith(FREE)]
+    changed = [
+      f'{k} {old.get(k)!r} -> {new.get(k)!r}'
+      for k in keys
+      if old.get(k) != new.get(k)
+    ]
+    if changed:
+      raise UserError(
+        f'{folder} was made with another config ({"; ".join(changed)}): use '
+        'another --workdir or the same config'
+      )
+  elif folder.exists() and any(folder.iterdir()):
+    raise UserError(
+      f'{folder} is not empty and holds no config.json: use another --workdir'
+    )
+
+
+def claim(folder: Path, config: Mapping[str, Any]) -> None:
+  """Checks the folder, then writes config.json where there is none.
+
+  Raises:
+    UserError: as `check`, or the folder cannot be written.
+  """
+  check(folder, config)
+  file = folder / 'config.json'
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / '.writable'
+    probe.touch()
+    probe.unlink()
+    if not file.exists():
+      part = file.with_suffix('.part')
+      part.write_text(json.dumps(nested(config), indent=2) + '\n')
+      os.replace(part, file)
+  except OSError as e:
+    raise UserError(f'workdir {folder} cannot be written: {e}') from None
+
+
+def nested(config: Mapping[str, Any]) -> dict[str, Any]:
+  """A plain dict of a ConfigDict."""
+  return {
+    k: nested(v) if isinstance(v, Mapping) else v for k, v in config.items()
+  }
+
+
+class StopSignal:
+  """Turns the first SIGINT or SIGTERM into a flag; the second one kills."""
+
+  def __init__(self):
+    self.number = 0
+    self._old = {
+      s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)
+    }
+
+  def _note(self, number, frame):
+    del frame
+    self.number = number
+    self.restore()
+
+  def restore(self):
+    """Puts the previous handlers back."""
+    for number, handler in self._old.items():
+      signal.signal(number, handler)

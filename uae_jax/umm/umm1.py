@@ -1,0 +1,233 @@
+"""UMM-1: an autoregressive LLM captions, a frozen MM-DiT draws.
+
+What this architecture plugs into the loop, as five functions of arrays:
+`prefill`, `describe` (image -> text), `draw` (text -> image), `reward` and
+`score`. UniWorld, MetaQuery and Qwen2.5-VL + SD3.5 have this shape; see
+"Unified Multimodal Models as Auto-Encoders", section on UMM-1.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from uae_jax import trees
+from uae_jax.models.connector import Connector
+from uae_jax.models.mmdit import MMDiT
+from uae_jax.models.vlm import VLM
+from uae_jax.rewards import reconstruction
+from uae_jax.rewards.features import Tower
+from uae_jax.rollout import caption
+from uae_jax.rollout.flow import FlowSchedule
+from uae_jax.rollout.paint import paint
+from uae_jax.rollout.sampler import Sampler
+from uae_jax.types import Batch, Captions, Prefix, Rollout
+
+Params = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+  """Special ids and the text-to-image template around a caption."""
+
+  draw_before: tuple[int, ...]
+  draw_after: tuple[int, ...]
+  eos: int
+  pad: int
+
+
+@dataclasses.dataclass(frozen=True)
+class UMM1:
+  """Modules and options; parameters travel separately.
+
+  Frozen parameters are a dict: `policy` (the untrained rest), `reference`
+  (trained leaves before training, only where a term needs them),
+  `connector`, `decoder`, `reward` and `judges` (by tower name).
+
+  Attributes:
+    length: caption budget L, EOS included.
+    side: side of the drawn image in pixels.
+    bottleneck: 'text' re-encodes the caption alone, 'hidden' hands over the
+      captioning pass's own states, which have seen the image.
+    environment: 'policy' or 'reference' re-encodes the caption.
+    share_noise: the G drawings of one image start from the same noise.
+    guidance: classifier-free guidance against the empty caption; 1 is off.
+    weights: reward weight by tower name.
+  """
+
+  vlm: VLM
+  connector: Connector
+  mmdit: MMDiT
+  towers: Mapping[str, Tower]
+  judges: Mapping[str, Tower]
+  tokens: Tokens
+  sampler: Sampler
+  schedule: FlowSchedule
+  length: int
+  side: int
+  bottleneck: str
+  environment: str
+  share_noise: bool
+  guidance: float
+  weights: Mapping[str, float]
+
+  def prefill(self, policy: Params, batch: Batch) -> Prefix:
+    """Image + prompt through the LLM, once per image."""
+    return self.vlm.apply({'params': policy}, batch, method='prefill')
+
+  def describe(
+    self, policy: Params, prefix: Prefix, rng: Key[Array, ''], group: int
+  ) -> Captions:
+    """Samples `group` captions per image."""
+    b, d = prefix.hidden.shape
+    first = jnp.broadcast_to(prefix.hidden[:, None], (b, group, d))
+    apply = lambda *a, method: self.vlm.apply(
+      {'params': policy}, *a, method=method
+    )
+    return caption.sample(
+      lambda cache, ids, t: apply(prefix, cache, ids, t, method='decode'),
+      apply(first, method='logits'),
+      self.vlm.empty_cache(b, group, self.length),
+      rng,
+      self.sampler,
+      length=self.length,
+      eos=self.tokens.eos,
+      pad=self.tokens.pad,
+    )
+
+  def condition(
+    self,
+    policy: Params,
+    connector: Params,
+    captions: Captions,
+    prefix: Prefix | None = None,
+  ) -> dict[str, Array]:
+    """Captions -> the MM-DiT's conditioning, leading axes [B G]."""
+    if self.bottleneck == 'hidden' and prefix is not None:
+      hidden = self.vlm.apply(
+        {'params': policy}, prefix, captions.tokens, captions.mask,
+        method='after',
+      )  # fmt: skip
+      mask = captions.mask
+    else:
+      t = self.tokens
+      ids, mask = caption.in_template(
+        captions, t.draw_before, t.draw_after, eos=t.eos, pad=t.pad
+      )
+      hidden = self.vlm.apply({'params': policy}, ids, mask, method='read')
+    context, pooled = self.connector.apply({'params': connector}, hidden, mask)
+    return dict(context=context, pooled=pooled, mask=mask)
+
+  def velocity(self, decoder: Params, x: Array, t: Array, cond) -> Array:
+    """The MM-DiT's velocity for N images; t in 0..1000."""
+    return self.mmdit.apply(
+      {'params': decoder}, x, t, cond['context'], cond['pooled'], cond['mask']
+    )
+
+  def draw(
+    self,
+    policy: Params,
+    frozen: Params,
+    captions: Captions,
+    prefix: Prefix | None,
+    rng: Key[Array, ''],
+  ) -> Float[Array, 'B G R R 3']:
+    """Draws every caption with the frozen decoder; pixels in [0, 1]."""
+    if self.environment == 'reference':
+      policy = reference(frozen, policy)
+    cond = self.condition(policy, frozen['connector'], captions, prefix)
+    b, g, _ = captions.tokens.shape
+    shape = (b, 1 if self.share_noise else g, self.side, self.side, 3)
+    noise = jax.random.normal(rng, shape, jnp.float32)
+    noise = jnp.broadcast_to(noise, (b, g, *shape[2:]))
+    flat = lambda x: x.reshape(b * g, *x.shape[2:])
+    unconditional = None
+    if self.guidance != 1.0:
+      empty = captions.replace(mask=jnp.zeros_like(captions.mask))
+      unconditional = jax.tree.map(
+        flat, self.condition(policy, frozen['connector'], empty)
+      )
+    with jax.named_scope('draw'):
+      x = paint(
+        lambda x, t, c: self.velocity(frozen['decoder'], x, t, c),
+        flat(noise),
+        jax.tree.map(flat, cond),
+        self.schedule,
+        guidance=self.guidance,
+        unconditional=unconditional,
+      )
+    x = x.reshape(b, g, *x.shape[1:])
+    return jnp.clip(x * 0.5 + 0.5, 0.0, 1.0)
+
+  def draw_from_text(
+    self,
+    policy: Params,
+    frozen: Params,
+    captions: Captions,
+    rng: Key[Array, ''],
+  ) -> Float[Array, 'B G R R 3']:
+    """Plain text-to-image: `draw` with no image anywhere behind it."""
+    return self.draw(policy, frozen, captions, None, rng)
+
+  def reward(
+    self, frozen: Params, source: Array, images: Array
+  ) -> Float[Array, 'B G']:
+    """Weighted cosine similarity of source and reconstruction."""
+    with jax.named_scope('reward'):
+      scores = self.similarities(
+        self.towers, frozen['reward'], source, images
+      )
+      return reconstruction.ensemble(scores, self.weights)
+
+  def similarities(
+    self,
+    towers: Mapping[str, Tower],
+    params: Params,
+    source: Float[Array, 'B R R 3'],
+    images: Float[Array, 'B G R R 3'],
+  ) -> dict[str, Float[Array, 'B G']]:
+    """Cosine of source and reconstruction, by tower."""
+    b, g = images.shape[:2]
+    flat = images.reshape(b * g, *images.shape[2:])
+    out = {}
+    for name, tower in towers.items():
+      ours = tower.embed(params[name], source)
+      theirs = tower.embed(params[name], flat).reshape(b, g, -1)
+      out[name] = reconstruction.similarity(ours, theirs)
+    return out
+
+  def rollout(
+    self,
+    policy: Params,
+    frozen: Params,
+    batch: Batch,
+    rng: Key[Array, ''],
+    group: int,
+  ) -> Rollout:
+    """image -> G captions -> G images -> G rewards."""
+    words, noise = jax.random.split(rng)
+    prefix = self.prefill(policy, batch)
+    captions = self.describe(policy, prefix, words, group)
+    images = self.draw(policy, frozen, captions, prefix, noise)
+    return Rollout(captions, images, self.reward(frozen, batch.image, images))
+
+  def score(
+    self, policy: Params, batch: Batch, captions: Captions
+  ) -> tuple[Float[Array, 'B G L'], Float[Array, 'B G L']]:
+    """Log-probability of each token and entropy, under the sampler."""
+    prefix = self.prefill(policy, batch)
+    logits = self.vlm.apply(
+      {'params': policy}, prefix, captions.tokens, captions.mask,
+      method='teach',
+    )  # fmt: skip
+    logp = self.sampler.score(logits, captions.tokens)
+    zero = lambda x: jnp.where(captions.mask, x, 0.0)
+    return zero(logp), zero(self.sampler.entropy(logits))
+
+
+def reference(frozen: Params, policy: Params) -> Params:
+  """The policy with its trained leaves as they were before training."""
+  return trees.merge(policy, frozen['reference'])
