@@ -47,7 +47,7 @@ def get_config(part: str = '') -> ConfigDict:
     c.tower = ConfigDict()
     c.tower.views = TOWERS[part]['views']  # captions | images
     c.train.seed = TOWERS[part]['seed']
-    c.train.steps = 1500
+    c.train.steps = 700
     c.train.images = 128
     c.train.lr = 1e-3
     c.data.source = 'scenes:edits'
@@ -58,7 +58,7 @@ def get_config(part: str = '') -> ConfigDict:
     c.pretrain.t_mean = 0.0  # of the logit of the flow time
     c.pretrain.t_std = 1.2
     c.train.seed = 4
-    c.train.steps = 4000
+    c.train.steps = 2500
     c.train.images = 64
     c.train.lr = 1e-3
   else:

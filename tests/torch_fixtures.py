@@ -9,5 +9,7 @@ def randomise(module: torch.nn.Module) -> torch.nn.Module:
   for name, p in module.named_parameters():
     noise = torch.randn(p.shape, generator=generator)
     is_scale = p.ndim == 1 and name.endswith('weight')
-    p.data.copy_(1 + 0.2 * noise if is_scale else noise * (0.05 if p.ndim > 1 else 0.1))
+    p.data.copy_(
+      1 + 0.2 * noise if is_scale else noise * (0.05 if p.ndim > 1 else 0.1)
+    )
   return module.eval()

@@ -67,9 +67,7 @@ def all_finite(tree: Any) -> jax.Array:
 
 def select(pred: jax.Array, on_true: Any, on_false: Any):
   """Leaf-wise `where` with one scalar condition."""
-  return jax.tree.map(
-    lambda a, b: jnp.where(pred, a, b), on_true, on_false
-  )
+  return jax.tree.map(lambda a, b: jnp.where(pred, a, b), on_true, on_false)
 
 
 def merge(*parts: Mapping[str, Any]) -> dict[str, Any]:

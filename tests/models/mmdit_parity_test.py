@@ -92,9 +92,7 @@ def test_masked_padding_is_as_if_absent(model):
   got = ours_of(ours, params, x, t, context, pooled, mask)
   for i, length in enumerate([7, 4]):
     row = slice(i, i + 1)
-    want = theirs_of(
-      theirs, x[row], t[row], context[row, :length], pooled[row]
-    )
+    want = theirs_of(theirs, x[row], t[row], context[row, :length], pooled[row])
     close(got[row], want)
   junk = np.where(mask[..., None], context, 1e3).astype(np.float32)
   close(ours_of(ours, params, x, t, junk, pooled, mask), got)

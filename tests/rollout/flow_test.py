@@ -34,9 +34,7 @@ def test_known_sd3_levels():
 
 
 def test_uniform_levels():
-  np.testing.assert_allclose(
-    FlowSchedule(4).sigmas(), [1, 0.75, 0.5, 0.25, 0]
-  )
+  np.testing.assert_allclose(FlowSchedule(4).sigmas(), [1, 0.75, 0.5, 0.25, 0])
   once = FlowSchedule(4, shift=3.0).sigmas()
   np.testing.assert_allclose(once, [1, 0.9, 0.75, 0.5, 0], atol=1e-7)
 

@@ -109,9 +109,7 @@ def test_loop_of_diffusers(tmp_path, guidance):
   scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
   scheduler.set_timesteps(6)
   x = torch.tensor(np.array(noise)).permute(0, 3, 1, 2)
-  both = {
-    k: torch.tensor(np.concatenate([empty[k], cond[k]])) for k in cond
-  }
+  both = {k: torch.tensor(np.concatenate([empty[k], cond[k]])) for k in cond}
   with torch.no_grad():
     for t in scheduler.timesteps:
       v = theirs(

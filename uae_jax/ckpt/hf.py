@@ -123,12 +123,16 @@ def find_files(folder: str | Path, stem: str = 'model') -> list[Path]:
     names = sorted(set(read_config(folder, index.name)['weight_map'].values()))
     gone = [n for n in names if not (folder / n).exists()]
     if gone:
-      raise UserError(f'{folder}: shards named in the index are missing: {gone}')
+      raise UserError(
+        f'{folder}: shards named in the index are missing: {gone}'
+      )
     return [folder / n for n in names]
   single = folder / f'{stem}.safetensors'
   if single.exists():
     return [single]
-  pickles = [p.name for s in ('bin', 'pt', 'pth') for p in folder.glob(f'*.{s}')]
+  pickles = [
+    p.name for s in ('bin', 'pt', 'pth') for p in folder.glob(f'*.{s}')
+  ]
   if pickles:
     raise UserError(
       f'{folder}: {pickles} are pickle files and are refused; convert them '
@@ -222,9 +226,7 @@ def check(
     if name not in found:
       problems.append(f'missing {name} {list(shape)}')
     elif found[name] != shape:
-      problems.append(
-        f'{name} is {list(found[name])}, expected {list(shape)}'
-      )
+      problems.append(f'{name} is {list(found[name])}, expected {list(shape)}')
   skip = [re.compile(p) for p in ignore]
   for name in sorted(set(found) - set(wanted)):
     if not any(r.fullmatch(name) for r in skip):

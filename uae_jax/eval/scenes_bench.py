@@ -73,9 +73,7 @@ class Evaluator:
     images = umm.draw(policy, frozen, captions, prefix, rng)
     out = {'tokens': captions.tokens[:, 0], 'mask': captions.mask[:, 0]}
     out['image'] = images[:, 0]
-    scores = umm.similarities(
-      umm.judges, frozen['judges'], batch.image, images
-    )
+    scores = umm.similarities(umm.judges, frozen['judges'], batch.image, images)
     if umm.towers:
       scores['reward'] = umm.reward(frozen, batch.image, images)
     out['scores'] = {k: v[:, 0] for k, v in scores.items()}
@@ -102,7 +100,8 @@ class Evaluator:
       truths.append(None if truth is None else truth[real])
     out = jax.tree.map(lambda *x: np.concatenate(x), *parts)
     text = [
-      self._decode(t[m]) for t, m in zip(out['tokens'], out['mask'], strict=True)
+      self._decode(t[m])
+      for t, m in zip(out['tokens'], out['mask'], strict=True)
     ]
     scores = out['scores']
     rows = {f'eval/{k}': v.mean() for k, v in scores.items()}

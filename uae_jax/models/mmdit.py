@@ -141,9 +141,7 @@ class Block(nn.Module):
   def __call__(self, carry, xs, cond, mask):
     image, text = carry
     width = image.shape[-1]
-    qkv = dict(
-      heads=self.heads, head_dim=self.head_dim, qk_norm=self.qk_norm
-    )
+    qkv = dict(heads=self.heads, head_dim=self.head_dim, qk_norm=self.qk_norm)
     norm = LayerNorm(affine=False)
     out = lambda name: Linear(width, n_in=2, name=name)
     mlp = lambda name: MLP(4 * width, width, 'gelu_tanh', name=name)

@@ -107,7 +107,9 @@ class VLM(nn.Module):
       ((cache, seen),),
     )  # fmt: skip
     at = (0, 0, 0, t, 0, 0)
-    put = lambda old, one: jax.lax.dynamic_update_slice(old, one.astype(old.dtype), at)
+    put = lambda old, one: jax.lax.dynamic_update_slice(
+      old, one.astype(old.dtype), at
+    )
     cache = KV(put(cache.k, new.k), put(cache.v, new.v))
     return self.logits(hidden[:, :, 0]), cache
 

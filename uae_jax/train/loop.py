@@ -49,39 +49,32 @@ def _train(config, folder, mesh, task, checkpoints) -> int:
   writer = MetricWriter(folder)
   writer.truncate_after(step)
   progress = Progress(config.train.steps, step, config.log.every, task.headline)
+  log = Log(config, writer, progress)
   step_fn = compile_step(task.step, state)
   seed = jax.random.key(config.train.seed)
   save = lambda: checkpoints.save(step, state.saved(), task.data.get_state())
 
-  if step == 0:
-    evaluate(task, state, 0, folder, writer, progress)
-    save()
   stop = workdir.StopSignal()
-  pending = None
-  clock = time.perf_counter()
+  if step == 0:
+    evaluate(task, state, step, folder, log)
+    save()
+  log.start()
   while step < config.train.steps and not stop.number:
     batch = to_batch(next(task.data), mesh)
-    rng = jax.random.fold_in(seed, step)
-    state, metrics = step_fn(state, batch, rng)
+    state, metrics = step_fn(state, batch, jax.random.fold_in(seed, step))
     step += 1
-    # Reading the metrics of the step before keeps the device busy.
-    clock = flush(pending, writer, progress, config, clock)
-    pending = (step, metrics)
-    due = step % config.eval.every == 0 or step == config.train.steps
-    if due or step % config.ckpt.every == 0 or stop.number:
-      clock, pending = flush(pending, writer, progress, config, clock), None
-    if due and not stop.number:
-      evaluate(task, state, step, folder, writer, progress)
-      clock = time.perf_counter()
-    if step % config.ckpt.every == 0:
-      save()
-    if int(state.skipped) >= config.train.max_skipped:
+    log.step(step, metrics)
+    if log.skipped >= config.train.max_skipped:
       save()
       raise UserError(
-        f'{int(state.skipped)} updates in a row were not finite at step '
-        f'{step}; a checkpoint is kept: lower train.lr or look at the reward'
+        f'{log.skipped} updates in a row were not finite by step {step}; a '
+        'checkpoint is kept: lower train.lr or look at the reward'
       )
-  flush(pending, writer, progress, config, clock)
+    if step % config.eval.every == 0 or step == config.train.steps:
+      evaluate(task, state, step, folder, log)
+    if step % config.ckpt.every == 0:
+      save()
+  log.settle()
   stop.restore()
   save()
   writer.close()
@@ -94,6 +87,43 @@ def _train(config, folder, mesh, task, checkpoints) -> int:
   return 0
 
 
+class Log:
+  """Writes each step's metrics while the next step runs."""
+
+  def __init__(self, config, writer: MetricWriter, progress: Progress):
+    self.writer, self.progress = writer, progress
+    self.skipped = 0  # updates in a row, one step late
+    self._rollouts = config.train.images * config.train.group_size
+    self._pending = None
+
+  def start(self) -> None:
+    """Starts the clock of the next step."""
+    self._clock = time.perf_counter()
+
+  def step(self, step: int, metrics) -> None:
+    """Takes a step's metrics, still on the device; writes the ones before."""
+    self.settle()
+    self._pending = (step, metrics)
+
+  def settle(self) -> None:
+    """Waits for the metrics that are out, and writes them."""
+    if self._pending is None:
+      return
+    step, metrics = self._pending
+    self._pending = None
+    row = {k: float(v) for k, v in jax.device_get(metrics).items()}
+    seconds = time.perf_counter() - self._clock
+    self.start()
+    self.skipped = int(row['optim/skipped'])
+    row['time/step'] = seconds
+    row['throughput/images_per_s'] = self._rollouts / seconds
+    if 'caption/length' in row:
+      words = self._rollouts * row['caption/length']
+      row['throughput/tokens_per_s'] = words / seconds
+    self.writer.write_scalars(step, row)
+    self.progress.update(step, row)
+
+
 def compile_step(step, state):
   """jits `step`, state donated and kept where it lies."""
   shardings = jax.tree.map(lambda x: x.sharding, state)
@@ -102,33 +132,17 @@ def compile_step(step, state):
 
 def to_batch(host, mesh) -> Batch:
   """A host batch on the device, without what only the host reads."""
-  return Batch(**put_batch({k: v for k, v in host.items() if k != 'truth'}, mesh))
+  arrays = {k: v for k, v in host.items() if k != 'truth'}
+  return Batch(**put_batch(arrays, mesh))
 
 
-def flush(pending, writer, progress, config, clock) -> float:
-  """Waits for a step's metrics and writes them; returns the new clock."""
-  if pending is None:
-    return time.perf_counter() if clock is None else clock
-  step, metrics = pending
-  row = {k: float(v) for k, v in jax.device_get(metrics).items()}
-  now = time.perf_counter()
-  row['time/step'] = now - clock
-  images = config.train.images
-  row['throughput/images_per_s'] = images / (now - clock)
-  if 'caption/length' in row:
-    tokens = images * config.train.group_size * row['caption/length']
-    row['throughput/tokens_per_s'] = tokens / (now - clock)
-  writer.write_scalars(step, row)
-  progress.update(step, row)
-  return now
-
-
-def evaluate(task, state, step, folder, writer, progress) -> None:
+def evaluate(task, state, step, folder, log) -> None:
   """Held-out rows, gallery and report at `step`; nothing for towers."""
   if task.evaluate is None:
     return
+  log.settle()
   rows, gallery = task.evaluate(state)
-  writer.write_scalars(step, rows)
+  log.writer.write_scalars(step, rows)
   report.save_gallery(
     folder,
     step,
@@ -144,4 +158,5 @@ def evaluate(task, state, step, folder, writer, progress) -> None:
   line = '  '.join(
     f'{k} {rows["eval/" + k]:.3f}' for k in shown if f'eval/{k}' in rows
   )
-  progress.say(f'step {step} held-out: {line}')
+  log.progress.say(f'step {step} held-out: {line}')
+  log.start()

@@ -1,9 +1,12 @@
 """AdamW, schedules and clipping from optax."""
 
-import jax
 import optax
 
+from uae_jax import trees
 from uae_jax.errors import UserError
+
+# Not biases, norms or positions; several of them are stacked matrices.
+DECAYED = (r'.*kernel', r'.*embedding', r'.*words')
 
 
 def schedule(config) -> optax.Schedule:
@@ -21,9 +24,7 @@ def schedule(config) -> optax.Schedule:
   elif config.optim.schedule == 'linear':
     after = optax.linear_schedule(peak, floor, body)
   elif config.optim.schedule == 'cosine':
-    after = optax.cosine_decay_schedule(
-      peak, body, alpha=config.optim.lr_floor
-    )
+    after = optax.cosine_decay_schedule(peak, body, alpha=config.optim.lr_floor)
   else:
     raise UserError(
       f'optim.schedule={config.optim.schedule!r}: use constant, linear or '
@@ -36,12 +37,8 @@ def schedule(config) -> optax.Schedule:
 
 
 def make(config) -> optax.GradientTransformation:
-  """Clip by global norm, then AdamW; biases and norms are not decayed."""
+  """Clip by global norm, then AdamW; only matrices are decayed."""
   o = config.optim
-
-  def decayed(params):
-    return jax.tree.map(lambda x: x.ndim > 1, params)
-
   return optax.chain(
     optax.clip_by_global_norm(o.clip_norm),
     optax.adamw(
@@ -50,6 +47,6 @@ def make(config) -> optax.GradientTransformation:
       b2=o.b2,
       eps=o.eps,
       weight_decay=o.weight_decay,
-      mask=decayed,
+      mask=lambda params: trees.mask(params, DECAYED),
     ),
   )

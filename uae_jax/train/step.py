@@ -91,6 +91,7 @@ def train_step(
   metrics['rollout/train_gap'] = first['policy/ratio_gap']
   metrics['caption/length'] = jnp.mean(jnp.sum(captions.mask, -1))
   metrics['caption/truncated'] = jnp.mean(~ended)
+  metrics['optim/skipped'] = state.skipped  # in a row
   return state.replace(step=state.step + 1), metrics
 
 
@@ -148,7 +149,6 @@ def apply_gradient(
   metrics |= {
     'optim/loss': loss,
     'optim/grad_norm': norm,
-    'optim/skipped': (~ok).astype(jnp.float32),
   }
   return state, metrics
 
@@ -165,4 +165,5 @@ def supervised_step(
   state, metrics = apply_gradient(
     state, lambda p: loss_fn(p, state.frozen, batch, rng), optimizer
   )
+  metrics['optim/skipped'] = state.skipped  # in a row
   return state.replace(step=state.step + 1), metrics

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from uae_jax import trees, zoo
+from uae_jax import trees
 from uae_jax.errors import UserError
 from uae_jax.eval import scenes_bench
 from uae_jax.rl.grpo import GRPO

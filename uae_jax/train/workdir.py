@@ -35,8 +35,10 @@ def check(folder: Path, config: Mapping[str, Any]) -> None:
   if file.exists():
     try:
       old = flat(json.loads(file.read_text()))
-    except ValueError as e:
-      raise UserError(f'{file} is not JSON ({e}): use another workdir') from None
+    except ValueError:
+      raise UserError(
+        f'{file} is not JSON ({e}): use another workdir'
+      ) from None
     new = flat(config)
     keys = [k for k in sorted(set(old) | set(new)) if not k.startswith(FREE)]
     changed = [

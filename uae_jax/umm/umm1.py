@@ -177,9 +177,7 @@ class UMM1:
   ) -> Float[Array, 'B G']:
     """Weighted cosine similarity of source and reconstruction."""
     with jax.named_scope('reward'):
-      scores = self.similarities(
-        self.towers, frozen['reward'], source, images
-      )
+      scores = self.similarities(self.towers, frozen['reward'], source, images)
       return reconstruction.ensemble(scores, self.weights)
 
   def similarities(

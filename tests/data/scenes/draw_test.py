@@ -29,7 +29,7 @@ def test_objects_lie_in_their_cells(side):
   scene = np.array([(1, 7, 2, 0, 2), (1, 7, 0, 2, 0)])  # white squares
   bright = draw.render(scene, side).mean(-1) > 128
   third = side / draw.GRID
-  for (_, _, size, row, col), radius in zip(scene, (4.5, 2.5)):
+  for (*_, row, col), radius in zip(scene, (4.5, 2.5)):
     rows = slice(int(row * third), int((row + 1) * third) + 1)
     cols = slice(int(col * third), int((col + 1) * third) + 1)
     area = bright[rows, cols].sum()

@@ -1,0 +1,52 @@
+"""Packaging: `pip install -e .`, extras tpu, cuda, test, notebooks, dev."""
+
+from setuptools import find_packages, setup
+
+INSTALL = [
+  'jax>=0.10',  # arrays, jit, meshes
+  'flax>=0.12',  # linen modules
+  'optax>=0.2.5',  # optimizers and schedules
+  'orbax-checkpoint>=0.11.30',  # training checkpoints
+  'grain>=0.2.12',  # deterministic, resumable input
+  'transformers>=5.0',  # processors and configs of the hub's models
+  'tokenizers>=0.22',  # reads tokenizer.json without importing torch
+  'safetensors>=0.6',  # weights in and out, never pickle
+  'tensorflow-datasets>=4.9.9',  # TFDS sources
+  'clu>=0.0.12',  # the metric-writer interface our writer follows
+  'ml_collections>=1.1',  # config files and flags
+  'absl-py>=2.1',  # flags
+  'jaxtyping>=0.3.2',  # shapes in signatures
+  'numpy>=2.0',
+  'scipy>=1.14',  # optimal matching of captions to objects
+  'pillow>=11',  # image files, resize as the hub's processors do
+  'tensorboardX>=2.6.4',  # TensorBoard events without TensorFlow
+]
+
+EXTRAS = {
+  'tpu': ['jax[tpu]>=0.10'],
+  'cuda': ['jax[cuda13]>=0.10'],
+  'test': [
+    'pytest>=8',
+    'pytest-xdist>=3.6',  # pytest -n
+    'torch==2.13.0',  # the reference implementations run on it
+    'diffusers>=0.36',  # reference MM-DiT, scheduler
+    'accelerate>=1.0',  # diffusers' from_pretrained
+    'scikit-image>=0.25',  # photographs
+    'pooch>=1.8',  # where scikit-image keeps some of them
+    'ruff>=0.14',
+  ],
+  'notebooks': ['jupyter>=1.1', 'matplotlib>=3.9'],
+  'dev': ['pre-commit>=4', 'ruff>=0.14'],
+}
+
+setup(
+  name='uae_jax',
+  version='0.1.0',
+  description='Unified multimodal models as auto-encoders, in JAX.',
+  license='Apache-2.0',
+  python_requires='>=3.11',
+  packages=find_packages(include=['uae_jax', 'uae_jax.*']),
+  package_data={'uae_jax': ['assets/**/*', 'eval/*.html']},
+  install_requires=INSTALL,
+  extras_require=EXTRAS,
+)

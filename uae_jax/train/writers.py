@@ -1,0 +1,105 @@
+"""Where metrics go: metrics.jsonl, TensorBoard events, the terminal.
+
+`MetricWriter` has the method names of `clu.metric_writers.MetricWriter`;
+clu's own writers import TensorFlow, which takes longer than the first step.
+"""
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from tensorboardX import SummaryWriter
+
+
+class MetricWriter:
+  """Appends rows to metrics.jsonl and to TensorBoard event files."""
+
+  def __init__(self, folder: Path):
+    """Opens `folder`, which exists."""
+    self._path = folder / 'metrics.jsonl'
+    self._events = SummaryWriter(str(folder / 'tensorboard'))
+
+  def truncate_after(self, step: int) -> None:
+    """Drops rows after `step`, and a torn last line, before resuming."""
+    if not self._path.exists():
+      return
+    kept = []
+    for line in self._path.read_text().splitlines():
+      try:
+        row = json.loads(line)
+      except ValueError:
+        continue
+      if row['step'] <= step:
+        kept.append(line + '\n')
+    part = self._path.with_suffix('.part')
+    part.write_text(''.join(kept))
+    os.replace(part, self._path)
+
+  def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+    """One row; a number that is not finite is written as null."""
+    row = {k: v if math.isfinite(v) else None for k, v in scalars.items()}
+    with open(self._path, 'a') as f:
+      f.write(json.dumps({'step': step, **row}) + '\n')
+    for key, value in scalars.items():
+      self._events.add_scalar(key, value, step)
+
+  def flush(self) -> None:
+    """Writes what is buffered."""
+    self._events.flush()
+
+  def close(self) -> None:
+    """Flushes and closes."""
+    self._events.close()
+
+
+class Progress:
+  """A line on the terminal every few seconds: numbers, rate, ETA."""
+
+  def __init__(
+    self, steps: int, start: int, every: float, headline: tuple[str, ...]
+  ):
+    """Starts the clock.
+
+    Args:
+      steps: last step.
+      start: step that is done already.
+      every: seconds between lines.
+      headline: metrics to show.
+    """
+    self._steps, self._every, self._headline = steps, every, headline
+    self._shown = -math.inf
+    self._average = None
+
+  def update(self, step: int, row: Mapping[str, float]) -> None:
+    """Shows a step's row if it is time."""
+    seconds = row['time/step']
+    # The first step compiles; a moving average forgets it at once.
+    if self._average is None or self._average > 4 * seconds:
+      self._average = seconds
+    self._average = 0.9 * self._average + 0.1 * seconds
+    now = time.monotonic()
+    if now - self._shown < self._every and step < self._steps:
+      return
+    self._shown = now
+    left = int(self._average * (self._steps - step))
+    numbers = '  '.join(
+      f'{k.split("/")[-1] if k != "reward/mean" else "reward"} {row[k]:.4g}'
+      for k in self._headline
+      if k in row
+    )
+    rate = f'{1 / self._average:.2f} steps/s'
+    eta = f'ETA {left // 60:02d}:{left % 60:02d}'
+    percent = f'{100 * step // self._steps:3d}%'
+    line = f'step {step}/{self._steps} {percent}  {numbers}  {rate}  {eta}'
+    end = '' if sys.stdout.isatty() else '\n'
+    start = '\r\x1b[2K' if sys.stdout.isatty() else ''
+    print(f'{start}{line}', end=end, flush=True)
+
+  def say(self, text: str) -> None:
+    """A line of its own."""
+    start = '\r\x1b[2K' if sys.stdout.isatty() else ''
+    print(f'{start}{text}', flush=True)
