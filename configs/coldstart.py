@@ -1,10 +1,10 @@
 """Cold start of the embedded models. `--config=configs/coldstart.py:PART`.
 
 Parts, in order: `reward`, `judge_clip`, `judge_views` (towers), `policy`
-(captioner, connector and MM-DiT together), `blind` (the same captioner,
-taught no shapes, against the finished decoder). The weights in
-`uae_jax/assets/umm1` were made by these commands with the seeds below; see
-`uae_jax/assets/umm1/README.md`.
+(captioner, connector and MM-DiT together), `decoder` (connector and MM-DiT
+further, language model frozen), `blind` (a captioner that unlearns shapes).
+The weights in `uae_jax/assets/umm1` were made by these commands with the
+seeds below; see the README there.
 """
 
 import importlib.util
@@ -17,6 +17,20 @@ TOWERS = {
   'judge_clip': dict(seed=2, views='captions'),
   'judge_views': dict(seed=3, views='images'),
 }
+
+PRETRAIN = {
+  'policy': dict(
+    parts=('policy', 'connector', 'decoder'), caption_weight=0.3, seed=4,
+    steps=2500, lr=1e-3,
+  ),
+  'decoder': dict(
+    parts=('connector', 'decoder'), caption_weight=0.0, seed=5,
+    steps=2200, lr=8e-4,
+  ),
+  'blind': dict(
+    parts=('policy',), caption_weight=0.3, seed=6, steps=300, lr=3e-4,
+  ),
+}  # fmt: skip
 
 
 def base() -> ConfigDict:
@@ -51,16 +65,21 @@ def get_config(part: str = '') -> ConfigDict:
     c.train.images = 128
     c.train.lr = 1e-3
     c.data.source = 'scenes:edits'
-  elif part == 'policy':
+  elif part in PRETRAIN:
     c.stage = 'pretrain'
     c.pretrain = ConfigDict()
-    c.pretrain.caption_weight = 0.3
     c.pretrain.t_mean = 0.0  # of the logit of the flow time
     c.pretrain.t_std = 1.2
-    c.train.seed = 4
-    c.train.steps = 2500
+    c.pretrain.parts = PRETRAIN[part]['parts']  # what is trained
+    c.pretrain.caption_weight = PRETRAIN[part]['caption_weight']
+    c.pretrain.blind = part == 'blind'  # shape words at random
+    c.train.seed = PRETRAIN[part]['seed']
+    c.train.steps = PRETRAIN[part]['steps']
+    c.train.lr = PRETRAIN[part]['lr']
     c.train.images = 64
-    c.train.lr = 1e-3
+    if part != 'policy':
+      c.ckpt.policy = 'bundled:umm1/policy'
+      c.ckpt.decoder = 'bundled:umm1/decoder'
   else:
     raise ValueError(f'configs/coldstart.py:{part} is none of the parts')
   return c

@@ -154,7 +154,8 @@ def make_source(
   if kind == 'scenes' and name in SPLITS:
     return SceneSource(name, seed, side, max_objects, jitter)
   raise UserError(
-    f'no data source {uri!r}; use scenes:train, scenes:heldout, scenes:edits or images:DIR'
+    f'no data source {uri!r}; use scenes:train, scenes:heldout, scenes:edits '
+    'or images:DIR'
   )
 
 

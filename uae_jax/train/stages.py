@@ -67,7 +67,7 @@ class Pretrain:
 
   Attributes:
     umm: the modules.
-    caption_weight: weight of the captioner's cross-entropy.
+    caption_weight: weight of the captioner's cross-entropy; 0 leaves it out.
     t_mean: mean of logit(t).
     t_std: its standard deviation.
   """
@@ -78,16 +78,15 @@ class Pretrain:
   t_std: float
 
   def __call__(self, params, frozen, batch: Batch, rng):
-    del frozen
-    draw = self.flow_loss(params, batch, rng)
-    half = jax.tree.map(lambda x: x[: (len(x) + 1) // 2], batch)
-    describe, accuracy = self.caption_loss(params['policy'], half)
-    loss = draw + self.caption_weight * describe
-    return loss, {
-      'flow/loss': draw,
-      'caption/loss': describe,
-      'caption/accuracy': accuracy,
-    }
+    params = {**frozen, **params}
+    loss = self.flow_loss(params, batch, rng)
+    metrics = {'flow/loss': loss}
+    if self.caption_weight:
+      half = jax.tree.map(lambda x: x[: (len(x) + 1) // 2], batch)
+      describe, accuracy = self.caption_loss(params['policy'], half)
+      loss = loss + self.caption_weight * describe
+      metrics |= {'caption/loss': describe, 'caption/accuracy': accuracy}
+    return loss, metrics
 
   def caption_loss(self, policy: Any, batch: Batch):
     """Cross-entropy per token of the partial captions, and its accuracy."""

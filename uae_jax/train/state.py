@@ -1,4 +1,4 @@
-"""Building a TrainState: load or draw weights, split, place, pair with optax."""
+"""Building a TrainState: load or draw weights, split, place, add moments."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

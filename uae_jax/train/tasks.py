@@ -117,23 +117,28 @@ def _encoder(config, mesh) -> Task:
 
 def _pretrain(config, mesh) -> Task:
   parts = assemble.load(config, mesh)
-  names = ('policy', 'connector', 'decoder')
-  params = {k: parts.params[k] for k in names}
-  frozen = {k: v for k, v in parts.params.items() if k not in names}
-  optimizer = optim.make(config)
   p = config.pretrain
+  params = {k: v for k, v in parts.params.items() if k in p.parts}
+  if set(p.parts) - {'policy', 'connector', 'decoder'} or not params:
+    raise UserError(
+      f'pretrain.parts={p.parts} are some of policy, connector, decoder'
+    )
+  frozen = {k: v for k, v in parts.params.items() if k not in params}
+  optimizer = optim.make(config)
   loss = stages.Pretrain(parts.umm, p.caption_weight, p.t_mean, p.t_std)
 
+  folders = {
+    'policy': (parts.policy, 'policy'),
+    'decoder': (parts.decoder, 'decoder/transformer'),
+    'connector': (parts.connector, 'decoder/connector'),
+  }
+
   def export(state, folder):
-    state_params = state.params
-    parts.policy.save(folder / 'policy', state_params['policy'], jnp.bfloat16)
-    parts.copy_processors(folder / 'policy')
-    parts.decoder.save(
-      folder / 'decoder/transformer', state_params['decoder'], jnp.bfloat16
-    )
-    parts.connector.save(
-      folder / 'decoder/connector', state_params['connector'], jnp.bfloat16
-    )
+    for name, tree in state.params.items():
+      model, path = folders[name]
+      model.save(folder / path, tree, jnp.bfloat16)
+    if 'policy' in state.params:
+      parts.copy_processors(folder / 'policy')
 
   return Task(
     state=create(params, frozen, optimizer, mesh),
@@ -143,7 +148,7 @@ def _pretrain(config, mesh) -> Task:
     data=parts.train_data(config),
     evaluate=scenes_bench.Evaluator(
       parts.umm, parts.heldout_data(config), parts.decode, mesh,
-      lambda state: state.params['policy'],
+      lambda state: {**state.frozen, **state.params}['policy'],
       lambda state: {**state.frozen, **state.params},
       config.eval.gallery,
     ),

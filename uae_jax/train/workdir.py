@@ -37,7 +37,7 @@ def check(folder: Path, config: Mapping[str, Any]) -> None:
       old = flat(json.loads(file.read_text()))
     except ValueError:
       raise UserError(
-        f'{file} is not JSON ({e}): use another workdir'
+        f'{file} is not JSON: use another --workdir'
       ) from None
     new = flat(config)
     keys = [k for k in sorted(set(old) | set(new)) if not k.startswith(FREE)]

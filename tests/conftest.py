@@ -1,0 +1,30 @@
+"""Every test sees 8 CPU devices, exact matmuls and no network.
+
+`UAE_JAX_TEST_PLATFORM=cuda pytest` (or `tpu`) runs the same tests on an
+accelerator, and with them those marked `gpu_only` or `tpu_only`.
+"""
+
+import os
+
+PLATFORM = os.environ.get('UAE_JAX_TEST_PLATFORM', 'cpu')
+os.environ['JAX_PLATFORMS'] = PLATFORM if PLATFORM == 'cpu' else f'{PLATFORM},cpu'
+os.environ['HF_HUB_OFFLINE'] = '1'
+os.environ['TOKENIZERS_PARALLELISM'] = 'false'
+DEVICES = '--xla_force_host_platform_device_count=8'
+if DEVICES not in os.environ.get('XLA_FLAGS', ''):
+  os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {DEVICES}'
+
+import jax  # noqa: E402  reads the variables above
+import pytest  # noqa: E402
+
+jax.config.update('jax_default_matmul_precision', 'highest')
+
+ONLY = {'gpu_only': ('cuda', 'gpu'), 'tpu_only': ('tpu',)}
+
+
+def pytest_collection_modifyitems(items):
+  """Leaves out tests of accelerators that this run does not use."""
+  for item in items:
+    for marker, platforms in ONLY.items():
+      if item.get_closest_marker(marker) and PLATFORM not in platforms:
+        item.add_marker(pytest.mark.skip(reason=f'{marker}: this is {PLATFORM}'))

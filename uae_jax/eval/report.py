@@ -1,0 +1,271 @@
+"""report.html: one self-contained page of a run, with nothing to download.
+
+Reads what a workdir holds (config.json, metrics.jsonl, gallery/*.npz) and
+fills report_template.html, which draws the curves and the gallery.
+"""
+
+import base64
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from uae_jax.errors import UserError
+
+# Config keys of the page's head, in its order; a stage may lack some.
+SHOWN = (
+  'stage', 'train.steps', 'train.images', 'train.group_size', 'train.lr',
+  'train.seed', 'grpo.beta', 'rollout.bottleneck', 'rollout.environment',
+  'rollout.temperature', 'data.source', 'data.heldout', 'ckpt.policy',
+  'ckpt.decoder', 'ckpt.reward', 'ckpt.judges',
+)  # fmt: skip
+ROLES = {'ckpt.reward': 'training reward', 'ckpt.judges': 'held-out judges'}
+
+# Panels and their series: metric -> legend. Those without values are left out.
+CURVES = {
+  'Reward': {'reward/mean': 'training', 'eval/reward': 'held-out images'},
+  'Unified-Score, held-out judges': {'eval/unified_score': 'score'},
+  'Attributes in captions': {
+    'eval/attribute_recall': 'recall',
+    'eval/attribute_precision': 'precision',
+  },
+  'Objects': {
+    'eval/small_object_recall': 'small, in the caption',
+    'eval/exact_scene': 'scene redrawn exactly',
+  },
+  'KL to the start': {'policy/kl': 'KL'},
+  'Entropy, nats per token': {'policy/entropy': 'entropy'},
+  'Clipped tokens': {
+    'policy/clip_frac_low': 'low',
+    'policy/clip_frac_high': 'high',
+  },
+  'Reward inside a group': {
+    'reward/std': 'standard deviation',
+    'reward/zero_std': 'share of groups with none',
+  },
+  'Caption length, tokens': {
+    'caption/length': 'sampled',
+    'eval/caption_length': 'held-out, greedy',
+  },
+  'Loss': {
+    'optim/loss': 'all', 'flow/loss': 'flow', 'caption/loss': 'caption'
+  },
+  'Accuracy': {'caption/accuracy': 'words', 'tower/accuracy': 'pairs'},
+  'Gradient norm': {'optim/grad_norm': 'norm'},
+  'Step time, seconds': {'time/step': 'step'},
+}  # fmt: skip
+POINTS = 400  # of one series; longer ones are averaged
+THUMBNAIL = 256  # pixels, longest side of a picture on the page
+
+
+def save_gallery(
+  workdir: Path,
+  step: int,
+  *,
+  source: UInt8[np.ndarray, 'n R R 3'],
+  reconstruction: UInt8[np.ndarray, 'n R R 3'],
+  captions: Sequence[str],
+  scores: Float[np.ndarray, 'n k'],
+  columns: Sequence[str],
+) -> Path:
+  """Writes gallery/step_XXXXXX.npz whole or not at all.
+
+  Args:
+    workdir: the run's folder.
+    step: the evaluation's step.
+    source: images.
+    reconstruction: what was drawn from the captions.
+    captions: n texts.
+    scores: one row per image.
+    columns: names of the k scores, the training reward first.
+
+  Returns:
+    The file.
+  """
+  path = workdir / 'gallery' / f'step_{step:06d}.npz'
+  path.parent.mkdir(parents=True, exist_ok=True)
+  part = path.with_suffix('.part')
+  with open(part, 'wb') as f:
+    np.savez_compressed(
+      f,
+      source=source,
+      reconstruction=reconstruction,
+      captions=np.array(captions, np.str_),
+      scores=scores,
+      columns=np.array(columns, np.str_),
+    )
+  os.replace(part, path)
+  return path
+
+
+def write_report(workdir: Path) -> Path:
+  """Writes report.html from what the workdir holds; returns its path.
+
+  Raises:
+    UserError: config.json, metrics.jsonl or a gallery is missing or corrupt.
+  """
+  config = _flat(_read_json(workdir / 'config.json'))
+  rows = _read_rows(workdir / 'metrics.jsonl')
+  data = dict(
+    title=workdir.name or 'run',
+    config=[
+      [key, str(config[key]), ROLES[key] if key in ROLES else '']
+      for key in SHOWN
+      if key in config and config[key] != ''
+    ],
+    table=evaluation_table(rows, _names(config, 'ckpt.judges')),
+    curves=curves(rows),
+    gallery=gallery(sorted((workdir / 'gallery').glob('step_*.npz'))),
+  )
+  template = resources.files('uae_jax.eval').joinpath('report_template.html')
+  # Every < is written as an escape, so that no caption can end the script.
+  text = json.dumps(data, allow_nan=False).replace('<', '\\u003c')
+  path = workdir / 'report.html'
+  part = path.with_suffix('.part')
+  part.write_text(template.read_text('utf-8').replace('__DATA__', text))
+  os.replace(part, path)
+  return path
+
+
+def evaluation_table(
+  rows: Sequence[Mapping[str, Any]], judges: Sequence[str]
+) -> dict[str, Any] | None:
+  """Every eval/ metric at the first, the best and the last evaluation.
+
+  Best is the highest Unified-Score, as judged by towers that are no reward;
+  the reward decides where there is no judge.
+
+  Returns:
+    `steps` of the three columns and `rows` of [name, note, three numbers],
+    or None if nothing was evaluated.
+  """
+  scored = [r for r in rows if any(k.startswith('eval/') for k in r)]
+  if not scored:
+    return None
+  keys = list(dict.fromkeys(k for r in scored for k in r if k[:5] == 'eval/'))
+  first = ('eval/unified_score', 'eval/reward')
+  keys.sort(key=lambda k: first.index(k) if k in first else len(first))
+  judged = [r for r in scored if _number(r, keys[0]) is not None]
+  best = max(judged, key=lambda r: r[keys[0]]) if judged else scored[-1]
+  columns = (scored[0], best, scored[-1])
+  notes = {'eval/reward': 'training reward', 'eval/unified_score': 'held-out'}
+  notes |= {f'eval/{name}': 'held-out' for name in judges}
+  return dict(
+    steps=[r['step'] for r in columns],
+    rows=[
+      [
+        k.removeprefix('eval/'),
+        notes[k] if k in notes else '',
+        *(_number(r, k) for r in columns),
+      ]
+      for k in keys
+    ],
+  )
+
+
+def curves(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+  """Panels of series of [step, value]; what was never measured is absent."""
+  panels = []
+  for title, legend in CURVES.items():
+    series = []
+    for key, label in legend.items():
+      points = [
+        (r['step'], r[key]) for r in rows if _number(r, key) is not None
+      ]
+      if points:
+        series.append(dict(name=label, points=thin(points)))
+    if series:
+      panels.append(dict(title=title, series=series))
+  return panels
+
+
+def thin(points: Sequence[tuple[int, float]]) -> list[list[float]]:
+  """At most POINTS points: means of equal runs, at the step they end with."""
+  parts = np.array_split(np.array(points, float), min(len(points), POINTS))
+  return [[int(p[-1, 0]), float(p[:, 1].mean())] for p in parts]
+
+
+def gallery(files: Sequence[Path]) -> dict[str, Any] | None:
+  """The same images at the first and at the last evaluation, or None.
+
+  Raises:
+    UserError: a file cannot be read.
+  """
+  if not files:
+    return None
+  before, after = _read_gallery(files[0]), _read_gallery(files[-1])
+  items = [
+    dict(
+      source=data_uri(after['source'][i]),
+      images=[data_uri(g['reconstruction'][i]) for g in (before, after)],
+      captions=[str(g['captions'][i]) for g in (before, after)],
+      scores=[_finite(g['scores'][i]) for g in (before, after)],
+    )
+    for i in range(min(len(before['source']), len(after['source'])))
+  ]
+  steps = [int(f.stem.removeprefix('step_')) for f in (files[0], files[-1])]
+  return dict(
+    steps=steps, columns=[str(c) for c in after['columns']], items=items
+  )
+
+
+def data_uri(image: UInt8[np.ndarray, 'R R 3']) -> str:
+  """The image as a PNG inside a URI, made smaller if it is large."""
+  picture = Image.fromarray(image)
+  picture.thumbnail((THUMBNAIL, THUMBNAIL))
+  out = io.BytesIO()
+  picture.save(out, 'PNG', optimize=True)
+  return 'data:image/png;base64,' + base64.b64encode(out.getvalue()).decode()
+
+
+def _finite(scores):
+  return [float(x) if np.isfinite(x) else None for x in scores]
+
+
+def _number(row, key):
+  """The value, or None where it is absent or was not finite."""
+  return row[key] if key in row else None
+
+
+def _names(config, key):
+  """Tower names in a comma-separated list of folders."""
+  folders = config[key].split(',') if key in config else []
+  return [Path(f.split(':')[-1]).name for f in folders if f]
+
+
+def _flat(config, prefix=''):
+  out = {}
+  for key, value in config.items():
+    nested = isinstance(value, Mapping)
+    out |= _flat(value, f'{prefix}{key}.') if nested else {prefix + key: value}
+  return out
+
+
+def _read_json(path):
+  try:
+    return json.loads(path.read_text())
+  except (OSError, ValueError) as e:
+    raise UserError(f'{path} cannot be read ({e}): use a run\'s folder') from e
+
+
+def _read_rows(path):
+  try:
+    lines = path.read_text().splitlines()
+    return [json.loads(line) for line in lines if line]
+  except (OSError, ValueError) as e:
+    raise UserError(f'{path} cannot be read ({e}): use a run\'s folder') from e
+
+
+def _read_gallery(path):
+  try:
+    with np.load(path, allow_pickle=False) as f:
+      return dict(f)
+  except (OSError, ValueError) as e:
+    raise UserError(f'{path} cannot be read ({e}): delete it') from e
