@@ -25,7 +25,7 @@ PRETRAIN = {
   ),
   'decoder': dict(
     parts=('connector', 'decoder'), caption_weight=0.0, seed=5,
-    steps=2200, lr=8e-4,
+    steps=1200, lr=8e-4,
   ),
   'blind': dict(
     parts=('policy',), caption_weight=0.3, seed=6, steps=300, lr=3e-4,

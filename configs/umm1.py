@@ -55,9 +55,9 @@ def get_config(size: str = '') -> ConfigDict:
   c.rollout.top_k = 0  # 0: all
   c.rollout.top_p = 1.0
   c.rollout.bottleneck = 'text'  # text | hidden
-  c.rollout.environment = 'policy'  # policy | reference re-encodes captions
+  c.rollout.environment = 'reference'  # policy | reference re-encodes captions
   c.rollout.share_noise = True  # one starting noise for a group
-  c.rollout.draw_steps = 4  # Euler steps of the decoder
+  c.rollout.draw_steps = 2  # Euler steps of the decoder
   c.rollout.shift = 1.0  # of the flow schedule
   c.rollout.guidance = 1.0  # against the empty caption; 1: off
 

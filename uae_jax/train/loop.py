@@ -24,11 +24,11 @@ def run(config, folder: Path) -> int:
   Raises:
     UserError: for anything the user can fix; the workdir keeps all it has.
   """
-  workdir.check(folder, config)
+  workdir.check(folder, config.to_dict())
   mesh = make_mesh(config.mesh.data, config.mesh.model)
   with jax.set_mesh(mesh):
     task = tasks.build(config, mesh)
-    workdir.claim(folder, config)
+    workdir.claim(folder, config.to_dict())
     checkpoints = Checkpoints(folder / 'checkpoints', config.ckpt.keep)
     try:
       return _train(config, folder, mesh, task, checkpoints)

@@ -72,17 +72,10 @@ def claim(folder: Path, config: Mapping[str, Any]) -> None:
     probe.unlink()
     if not file.exists():
       part = file.with_suffix('.part')
-      part.write_text(json.dumps(nested(config), indent=2) + '\n')
+      part.write_text(json.dumps(dict(config), indent=2) + '\n')
       os.replace(part, file)
   except OSError as e:
     raise UserError(f'workdir {folder} cannot be written: {e}') from None
-
-
-def nested(config: Mapping[str, Any]) -> dict[str, Any]:
-  """A plain dict of a ConfigDict."""
-  return {
-    k: nested(v) if isinstance(v, Mapping) else v for k, v in config.items()
-  }
 
 
 class StopSignal:
