@@ -19,7 +19,7 @@ INSTALL = [
   'numpy>=2.0',
   'scipy>=1.14',  # optimal matching of captions to objects
   'pillow>=11',  # image files, resize as the hub's processors do
-  'tensorboardX>=2.6.4',  # TensorBoard events without TensorFlow
+  'tensorboard>=2.19',  # its event format, written without TensorFlow
 ]
 
 EXTRAS = {

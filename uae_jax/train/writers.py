@@ -12,7 +12,9 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from tensorboardX import SummaryWriter
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 
 class MetricWriter:
@@ -21,7 +23,16 @@ class MetricWriter:
   def __init__(self, folder: Path):
     """Opens `folder`, which exists."""
     self._path = folder / 'metrics.jsonl'
-    self._events = SummaryWriter(str(folder / 'tensorboard'))
+    events = folder / 'tensorboard'
+    events.mkdir(exist_ok=True)
+    name = f'events.out.tfevents.{time.time_ns()}.{os.getpid()}'
+    # tensorboard's own file writer opens files through TensorFlow.
+    self._events = RecordWriter(open(events / name, 'wb'))
+    self._event(file_version='brain.Event:2')
+
+  def _event(self, **fields) -> None:
+    event = Event(wall_time=time.time(), **fields)
+    self._events.write(event.SerializeToString())
 
   def truncate_after(self, step: int) -> None:
     """Drops rows after `step`, and a torn last line, before resuming."""
@@ -44,11 +55,8 @@ class MetricWriter:
     row = {k: v if math.isfinite(v) else None for k, v in scalars.items()}
     with open(self._path, 'a') as f:
       f.write(json.dumps({'step': step, **row}) + '\n')
-    for key, value in scalars.items():
-      self._events.add_scalar(key, value, step)
-
-  def flush(self) -> None:
-    """Writes what is buffered."""
+    values = [Summary.Value(tag=k, simple_value=v) for k, v in scalars.items()]
+    self._event(step=step, summary=Summary(value=values))
     self._events.flush()
 
   def close(self) -> None:
