@@ -25,7 +25,7 @@ PRETRAIN = {
   ),
   'decoder': dict(
     parts=('connector', 'decoder'), caption_weight=0.0, seed=5,
-    steps=1200, lr=8e-4,
+    steps=900, lr=8e-4,
   ),
   'blind': dict(
     parts=('policy',), caption_weight=0.3, seed=6, steps=300, lr=3e-4,
@@ -56,6 +56,7 @@ def get_config(part: str = '') -> ConfigDict:
   c.ckpt.policy = ''
   c.ckpt.decoder = ''
   c.ckpt.judges = ''
+  c.rollout.environment = 'policy'  # the language model is what it is
   if part in TOWERS:
     c.stage = 'tower'
     c.tower = ConfigDict()

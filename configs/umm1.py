@@ -18,7 +18,7 @@ def get_config(size: str = '') -> ConfigDict:
   c.stage = 'encoder'
 
   c.train = ConfigDict()
-  c.train.steps = 300
+  c.train.steps = 200
   c.train.images = 16  # source images per step
   c.train.group_size = 8  # captions per image
   c.train.seed = 0

@@ -11,8 +11,11 @@ os.environ['JAX_PLATFORMS'] = PLATFORM if PLATFORM == 'cpu' else f'{PLATFORM},cp
 os.environ['HF_HUB_OFFLINE'] = '1'
 os.environ['TOKENIZERS_PARALLELISM'] = 'false'
 DEVICES = '--xla_force_host_platform_device_count=8'
+# Compile time counts here, not run time.
+FAST = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
 if DEVICES not in os.environ.get('XLA_FLAGS', ''):
-  os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {DEVICES}'
+  old = os.environ.get('XLA_FLAGS', '')
+  os.environ['XLA_FLAGS'] = f'{old} {DEVICES} {FAST}'
 
 import jax  # noqa: E402  reads the variables above
 import pytest  # noqa: E402

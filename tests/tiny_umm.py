@@ -135,12 +135,44 @@ def setup(*, options=OPTIONS, lr=1e-2, **umm_options):
       },
     )
 
-  step = jax.jit(
-    functools.partial(
-      train_step, umm=umm, optimizer=optimizer, options=options
+  key = repr((options, lr, sorted(umm_options.items(), key=str)))
+  if key not in COMPILED:
+    COMPILED[key] = jax.jit(
+      functools.partial(
+        train_step, umm=umm, optimizer=optimizer, options=options
+      )
     )
-  )
-  return umm, step, state, batch
+  return Jitted(umm), COMPILED[key], state, batch
+
+
+COMPILED = {}  # jitted steps, so that equal setups compile once
+
+
+class Jitted:
+  """A UMM-1 whose functions are jitted whole, one compilation a call."""
+
+  def __init__(self, umm):
+    self.umm = umm
+
+  def prefill(self, *a):
+    return jax.jit(self.umm.prefill)(*a)
+
+  def describe(self, policy, prefix, rng, group):
+    return jax.jit(self.umm.describe, static_argnums=3)(
+      policy, prefix, rng, group
+    )
+
+  def score(self, *a):
+    return jax.jit(self.umm.score)(*a)
+
+  def condition(self, *a):
+    return jax.jit(self.umm.condition)(*a)
+
+  def draw(self, *a):
+    return jax.jit(self.umm.draw)(*a)
+
+  def rollout(self, *a):
+    return jax.jit(self.umm.rollout, static_argnums=4)(*a)
 
 
 def change(before, after) -> float:

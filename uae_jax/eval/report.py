@@ -8,6 +8,7 @@ import base64
 import io
 import json
 import os
+import zipfile
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -252,7 +253,7 @@ def _read_json(path):
   try:
     return json.loads(path.read_text())
   except (OSError, ValueError) as e:
-    raise UserError(f'{path} cannot be read ({e}): use a run\'s folder') from e
+    raise UserError(f"{path} cannot be read ({e}): use a run's folder") from e
 
 
 def _read_rows(path):
@@ -260,12 +261,12 @@ def _read_rows(path):
     lines = path.read_text().splitlines()
     return [json.loads(line) for line in lines if line]
   except (OSError, ValueError) as e:
-    raise UserError(f'{path} cannot be read ({e}): use a run\'s folder') from e
+    raise UserError(f"{path} cannot be read ({e}): use a run's folder") from e
 
 
 def _read_gallery(path):
   try:
     with np.load(path, allow_pickle=False) as f:
       return dict(f)
-  except (OSError, ValueError) as e:
+  except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
     raise UserError(f'{path} cannot be read ({e}): delete it') from e

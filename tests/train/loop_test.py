@@ -1,0 +1,130 @@
+"""Whole runs of the embedded default, shortened: resume, stop, photographs."""
+
+import importlib.util
+import json
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+from uae_jax import zoo
+from uae_jax.errors import UserError
+from uae_jax.train import loop
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def config(**changes):
+  """configs/umm1.py with fewer, smaller steps on 8 devices."""
+  spec = importlib.util.spec_from_file_location(
+    'umm1', ROOT / 'configs' / 'umm1.py'
+  )
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  c = module.get_config()
+  small = {
+    'train.steps': 4, 'train.images': 8, 'train.group_size': 2,
+    'rollout.length': 8, 'eval.every': 2, 'eval.images': 8, 'eval.batch': 8,
+    'eval.gallery': 4, 'ckpt.every': 2, 'log.every': 0.0,
+  }  # fmt: skip
+  c.update_from_flattened_dict({**small, **changes})
+  return c
+
+
+def rows(folder, prefix=''):
+  """metrics.jsonl without what a clock says."""
+  out = []
+  for line in (folder / 'metrics.jsonl').read_text().splitlines():
+    row = json.loads(line)
+    out.append(
+      {k: v for k, v in row.items() if not k.startswith(('time', 'through'))}
+    )
+  return [r for r in out if any(k.startswith(prefix) for k in r)]
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  """An uninterrupted run."""
+  folder = tmp_path_factory.mktemp('whole') / 'run'
+  assert loop.run(config(), folder) == 0
+  return folder
+
+
+def test_a_run_leaves_everything_behind(whole):
+  names = {p.name for p in whole.iterdir()}
+  assert names >= {
+    'config.json', 'metrics.jsonl', 'tensorboard', 'checkpoints', 'gallery',
+    'report.html', 'export',
+  }  # fmt: skip
+  steps = [r['step'] for r in rows(whole, 'reward/')]
+  assert steps == [1, 2, 3, 4]
+  assert [r['step'] for r in rows(whole, 'eval/')] == [0, 2, 4]
+  last = rows(whole, 'eval/')[-1]
+  for name in ('reward', 'unified_score', 'attribute_recall', 'exact_scene'):
+    assert np.isfinite(last[f'eval/{name}'])
+
+
+def test_the_export_is_the_trained_policy_in_hub_layout(whole):
+  start = load_file(zoo.resolve('bundled:umm1/policy') / 'model.safetensors')
+  end = load_file(whole / 'export' / 'policy' / 'model.safetensors')
+  assert set(start) == set(end)
+  moved = [k for k in end if (start[k].astype(np.float32) != end[k]).any()]
+  assert any(k.startswith('model.layers') for k in moved)
+  assert not any(k.startswith('visual.') for k in moved)
+  assert (whole / 'export' / 'policy' / 'tokenizer.json').exists()
+
+
+def test_a_stopped_run_resumes_to_the_same_metrics(whole, tmp_path, monkeypatch):
+  folder = tmp_path / 'run'
+  draw = loop.to_batch
+  calls = []
+
+  def stop_at_three(host, mesh):
+    calls.append(1)
+    if len(calls) == 3:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return draw(host, mesh)
+
+  monkeypatch.setattr(loop, 'to_batch', stop_at_three)
+  assert loop.run(config(), folder) == 128 + signal.SIGTERM
+  monkeypatch.setattr(loop, 'to_batch', draw)
+  assert [r['step'] for r in rows(folder, 'reward/')][-1] == 3
+  assert loop.run(config(), folder) == 0
+  assert rows(folder) == rows(whole)
+
+
+def test_non_finite_updates_stop_the_run_with_a_checkpoint(tmp_path):
+  folder = tmp_path / 'run'
+  changes = {'train.lr': 1e38, 'optim.warmup': 0, 'train.max_skipped': 2,
+             'train.steps': 8}  # fmt: skip
+  with pytest.raises(UserError, match='not finite'):
+    loop.run(config(**changes), folder)
+  assert any((folder / 'checkpoints').iterdir())
+
+
+def test_photographs_of_any_size_and_mode(tmp_path):
+  """Only the source changes; skimage's photographs come as they are."""
+  import skimage.data
+
+  photos = tmp_path / 'photos'
+  photos.mkdir()
+  for name in ('astronaut', 'camera', 'coffee', 'page', 'horse', 'chelsea'):
+    image = getattr(skimage.data, name)()
+    if image.dtype == bool:
+      image = image.astype(np.uint8) * 255
+    Image.fromarray(image).save(photos / f'{name}.png')
+  (photos / 'broken.jpg').write_bytes(b'not a picture')
+  folder = tmp_path / 'run'
+  source = f'images:{photos}'
+  small = {'train.steps': 2, 'data.source': source, 'data.heldout': source}
+  assert loop.run(config(**small), folder) == 0
+  for row in rows(folder, 'reward/'):
+    assert np.isfinite(row['reward/mean']) and row['reward/invalid'] == 0
+  last = rows(folder, 'eval/')[-1]
+  assert np.isfinite(last['eval/unified_score'])
+  assert 'eval/attribute_recall' not in last
+  assert 'data:image/png' in (folder / 'report.html').read_text()
