@@ -18,11 +18,11 @@ def get_config(size: str = '') -> ConfigDict:
   c.stage = 'encoder'
 
   c.train = ConfigDict()
-  c.train.steps = 200
+  c.train.steps = 400
   c.train.images = 16  # source images per step
   c.train.group_size = 8  # captions per image
   c.train.seed = 0
-  c.train.lr = 3e-4
+  c.train.lr = 4e-4
   c.train.trainable = (r'lm/.*',)  # regexes over policy parameter paths
   c.train.max_skipped = 10  # non-finite updates in a row before stopping
 
@@ -39,7 +39,7 @@ def get_config(size: str = '') -> ConfigDict:
   c.optim.minibatches = 1
 
   c.grpo = ConfigDict()
-  c.grpo.beta = 0.02  # weight of the KL to the starting policy; 0: none kept
+  c.grpo.beta = 0.005  # weight of the KL to the starting policy; 0: none kept
   c.grpo.kl = 'k3'  # k1 | k2 | k3
   c.grpo.clip_low = 0.2
   c.grpo.clip_high = 0.2
@@ -79,11 +79,11 @@ def get_config(size: str = '') -> ConfigDict:
   c.ckpt.reward = 'bundled:umm1/reward'
   # Held-out towers, never a reward; comma separated.
   c.ckpt.judges = 'bundled:umm1/judge_clip,bundled:umm1/judge_views'
-  c.ckpt.every = 50  # steps
+  c.ckpt.every = 100  # steps
   c.ckpt.keep = 2
 
   c.eval = ConfigDict()
-  c.eval.every = 50  # steps; also before and after training
+  c.eval.every = 100  # steps; also before and after training
   c.eval.images = 256
   c.eval.batch = 64
   c.eval.gallery = 32  # images kept for the report

@@ -7,12 +7,14 @@ accelerator, and with them those marked `gpu_only` or `tpu_only`.
 import os
 
 PLATFORM = os.environ.get('UAE_JAX_TEST_PLATFORM', 'cpu')
-os.environ['JAX_PLATFORMS'] = PLATFORM if PLATFORM == 'cpu' else f'{PLATFORM},cpu'
+os.environ['JAX_PLATFORMS'] = 'cpu' if PLATFORM == 'cpu' else f'{PLATFORM},cpu'
 os.environ['HF_HUB_OFFLINE'] = '1'
 os.environ['TOKENIZERS_PARALLELISM'] = 'false'
 DEVICES = '--xla_force_host_platform_device_count=8'
 # Compile time counts here, not run time.
-FAST = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
+FAST = (
+  '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
+)
 if DEVICES not in os.environ.get('XLA_FLAGS', ''):
   old = os.environ.get('XLA_FLAGS', '')
   os.environ['XLA_FLAGS'] = f'{old} {DEVICES} {FAST}'
@@ -22,12 +24,13 @@ import pytest  # noqa: E402
 
 jax.config.update('jax_default_matmul_precision', 'highest')
 
-ONLY = {'gpu_only': ('cuda', 'gpu'), 'tpu_only': ('tpu',)}
+ONLY = {'gpu_only': 'gpu', 'tpu_only': 'tpu'}
 
 
 def pytest_collection_modifyitems(items):
   """Leaves out tests of accelerators that this run does not use."""
   for item in items:
-    for marker, platforms in ONLY.items():
-      if item.get_closest_marker(marker) and PLATFORM not in platforms:
-        item.add_marker(pytest.mark.skip(reason=f'{marker}: this is {PLATFORM}'))
+    for marker, backend in ONLY.items():
+      if item.get_closest_marker(marker) and jax.default_backend() != backend:
+        reason = f'{marker}: this is {jax.default_backend()}'
+        item.add_marker(pytest.mark.skip(reason=reason))

@@ -49,10 +49,12 @@ def run(tmp_path):
        'eval/unified_score': 50.0},
       {'step': 1, 'reward/mean': 0.5, 'policy/kl': 0.0},
       {'step': 2, 'reward/mean': None, 'policy/kl': 0.1},
-      {'step': 2, 'eval/reward': 0.8, 'eval/judge_a': 0.9,
-       'eval/unified_score': 90.0},
-      {'step': 4, 'eval/reward': 0.9, 'eval/judge_a': 0.7,
+      {'step': 2, 'eval/reward': 0.9, 'eval/judge_a': 0.7,
        'eval/unified_score': 70.0},
+      {'step': 4, 'eval/reward': 0.7, 'eval/judge_a': 0.9,
+       'eval/unified_score': 90.0},
+      {'step': 6, 'eval/reward': 0.8, 'eval/judge_a': 0.6,
+       'eval/unified_score': 60.0},
     ],
   )  # fmt: skip
   return tmp_path
@@ -67,11 +69,11 @@ def written(folder):
 
 def test_table_has_first_best_and_last(run):
   table = written(run)[1]['table']
-  assert table['steps'] == [0, 2, 4]  # best by the judges, not by the reward
+  assert table['steps'] == [0, 2, 6]
   assert table['rows'] == [
-    ['unified_score', 'held-out', 50.0, 90.0, 70.0],
-    ['reward', 'training reward', 0.5, 0.8, 0.9],
-    ['judge_a', 'held-out', 0.5, 0.9, 0.7],
+    ['unified_score', 'held-out', 50.0, 70.0, 60.0],
+    ['reward', 'training reward', 0.5, 0.9, 0.8],
+    ['judge_a', 'held-out', 0.5, 0.7, 0.6],
   ]
 
 
@@ -88,7 +90,7 @@ def test_config_names_the_training_reward(run):
   rows = written(run)[1]['config']
   assert ['rollout.bottleneck', 'text', ''] in rows
   assert ['ckpt.reward', 'bundled:umm1/reward', 'training reward'] in rows
-  assert ['ckpt.judges', 'bundled:umm1/judge_a', 'held-out judges'] in rows
+  assert ['ckpt.judges', 'bundled:umm1/judge_a', 'held-out'] in rows
 
 
 def test_gallery_pairs_the_first_and_the_last(run):
@@ -135,11 +137,56 @@ def test_photographs_have_no_truth_rows(run):
   assert not [r for r in data['table']['rows'] if 'recall' in r[0]]
 
 
-def test_best_follows_the_reward_where_no_judge_is():
+def test_best_is_picked_by_the_reward_and_never_by_a_judge():
   rows = [
-    {'step': s, 'eval/reward': r} for s, r in ((0, 0.1), (1, 0.9), (2, 0.2))
+    {'step': s, 'eval/reward': r, 'eval/unified_score': u}
+    for s, r, u in ((0, 0.1, 9.0), (1, None, 5.0), (2, 0.9, 1.0), (3, 0.2, 2.0))
   ]
-  assert report.evaluation_table(rows, [])['steps'] == [0, 1, 2]
+  assert report.evaluation_table(rows, [])['steps'] == [0, 2, 3]
+
+
+def test_best_is_the_last_evaluation_without_rewards():
+  rows = [{'step': s, 'eval/caption_length': 5.0} for s in (0, 1, 2)]
+  assert report.evaluation_table(rows, [])['steps'] == [0, 2, 2]
+
+
+def test_a_torn_last_row_is_left_out(run):
+  before = written(run)[1]
+  with open(run / 'metrics.jsonl', 'a') as f:
+    f.write('{"step": 7, "reward/me')
+  assert written(run)[1] == before
+
+
+def test_a_gallery_without_scores(run):
+  image = np.zeros((1, 8, 8, 3), np.uint8)
+  report.save_gallery(
+    run, 0, source=image, reconstruction=image, captions=['a'],
+    scores=np.zeros((1, 0)), columns=[],
+  )  # fmt: skip
+  gallery = written(run)[1]['gallery']
+  assert gallery['columns'] == [] and gallery['items'][0]['scores'] == [[], []]
+
+
+def test_a_failed_save_keeps_the_gallery_that_was_there(run, monkeypatch):
+  file = add_gallery(run, 0, ['a'])
+
+  def torn(f, **_):
+    f.write(b'half')
+    raise OSError('disk full')
+
+  monkeypatch.setattr(np, 'savez_compressed', torn)
+  with pytest.raises(OSError, match='disk full'):
+    add_gallery(run, 0, ['b'])
+  assert list(np.load(file)['captions']) == ['a']
+
+
+def test_lists_in_the_config_are_spaced(run):
+  parts = {'parts': ['policy', 'decoder']}
+  config = {**CONFIG, 'pretrain': parts, 'ckpt': {'judges': 'a/b,c/d'}}
+  (run / 'config.json').write_text(json.dumps(config))
+  rows = written(run)[1]['config']
+  assert ['pretrain.parts', 'policy, decoder', ''] in rows
+  assert ['ckpt.judges', 'a/b, c/d', 'held-out'] in rows
 
 
 def test_long_series_are_averaged():
@@ -160,7 +207,9 @@ def test_large_pictures_are_made_smaller():
   'name, text',
   [
     ('config.json', '{'),
-    ('metrics.jsonl', '{"step": 1'),
+    ('metrics.jsonl', '{"step": 1\n{"step": 2}\n'),
+    ('metrics.jsonl', '{"reward/mean": 1}\n'),
+    ('metrics.jsonl', '3\n{"step": 2}\n'),
     ('gallery/step_000000.npz', ''),
     ('gallery/step_000000.npz', 'no zip'),
     ('gallery/step_000000.npz', 'PK\x03\x04 torn'),

@@ -22,22 +22,24 @@ from uae_jax.errors import UserError
 
 # Config keys of the page's head, in its order; a stage may lack some.
 SHOWN = (
-  'stage', 'train.steps', 'train.images', 'train.group_size', 'train.lr',
-  'train.seed', 'grpo.beta', 'rollout.bottleneck', 'rollout.environment',
-  'rollout.temperature', 'data.source', 'data.heldout', 'ckpt.policy',
-  'ckpt.decoder', 'ckpt.reward', 'ckpt.judges',
+  'stage', 'rollout.bottleneck', 'rollout.environment', 'ckpt.policy',
+  'ckpt.decoder', 'ckpt.reward', 'ckpt.judges', 'pretrain.parts',
+  'tower.views', 'data.source', 'data.heldout', 'train.steps',
+  'train.images', 'train.group_size', 'train.lr', 'train.seed', 'grpo.beta',
+  'rollout.temperature',
 )  # fmt: skip
-ROLES = {'ckpt.reward': 'training reward', 'ckpt.judges': 'held-out judges'}
+ROLES = {'ckpt.reward': 'training reward', 'ckpt.judges': 'held-out'}
 
 # Panels and their series: metric -> legend. Those without values are left out.
 CURVES = {
   'Reward': {'reward/mean': 'training', 'eval/reward': 'held-out images'},
   'Unified-Score, held-out judges': {'eval/unified_score': 'score'},
-  'Attributes in captions': {
-    'eval/attribute_recall': 'recall',
-    'eval/attribute_precision': 'precision',
+  'What captions get right': {
+    'eval/attribute_precision': 'attribute precision',
+    'eval/attribute_recall': 'attribute recall',
+    'eval/object_precision': 'object precision',
   },
-  'Objects': {
+  'Small objects and whole scenes': {
     'eval/small_object_recall': 'small, in the caption',
     'eval/exact_scene': 'scene redrawn exactly',
   },
@@ -117,7 +119,7 @@ def write_report(workdir: Path) -> Path:
   data = dict(
     title=workdir.name or 'run',
     config=[
-      [key, str(config[key]), ROLES[key] if key in ROLES else '']
+      [key, _text(config[key]), ROLES[key] if key in ROLES else '']
       for key in SHOWN
       if key in config and config[key] != ''
     ],
@@ -130,7 +132,8 @@ def write_report(workdir: Path) -> Path:
   text = json.dumps(data, allow_nan=False).replace('<', '\\u003c')
   path = workdir / 'report.html'
   part = path.with_suffix('.part')
-  part.write_text(template.read_text('utf-8').replace('__DATA__', text))
+  page = template.read_text('utf-8').replace('__DATA__', text)
+  part.write_text(page, 'utf-8')
   os.replace(part, path)
   return path
 
@@ -140,8 +143,8 @@ def evaluation_table(
 ) -> dict[str, Any] | None:
   """Every eval/ metric at the first, the best and the last evaluation.
 
-  Best is the highest Unified-Score, as judged by towers that are no reward;
-  the reward decides where there is no judge.
+  Best is the highest reward: what was trained on picks the step, so that the
+  judges stay held out. Without rewards it is the last evaluation.
 
   Returns:
     `steps` of the three columns and `rows` of [name, note, three numbers],
@@ -153,8 +156,10 @@ def evaluation_table(
   keys = list(dict.fromkeys(k for r in scored for k in r if k[:5] == 'eval/'))
   first = ('eval/unified_score', 'eval/reward')
   keys.sort(key=lambda k: first.index(k) if k in first else len(first))
-  judged = [r for r in scored if _number(r, keys[0]) is not None]
-  best = max(judged, key=lambda r: r[keys[0]]) if judged else scored[-1]
+  rewarded = [r for r in scored if _number(r, 'eval/reward') is not None]
+  best = (
+    max(rewarded, key=lambda r: r['eval/reward']) if rewarded else scored[-1]
+  )
   columns = (scored[0], best, scored[-1])
   notes = {'eval/reward': 'training reward', 'eval/unified_score': 'held-out'}
   notes |= {f'eval/{name}': 'held-out' for name in judges}
@@ -235,6 +240,11 @@ def _number(row, key):
   return row[key] if key in row else None
 
 
+def _text(value):
+  parts = value.split(',') if isinstance(value, str) else value
+  return ', '.join(parts) if isinstance(parts, list) else str(value)
+
+
 def _names(config, key):
   """Tower names in a comma-separated list of folders."""
   folders = config[key].split(',') if key in config else []
@@ -251,17 +261,29 @@ def _flat(config, prefix=''):
 
 def _read_json(path):
   try:
-    return json.loads(path.read_text())
+    return json.loads(path.read_text('utf-8'))
   except (OSError, ValueError) as e:
     raise UserError(f"{path} cannot be read ({e}): use a run's folder") from e
 
 
 def _read_rows(path):
+  """Rows of a file that may be growing: a torn last line is left out."""
   try:
-    lines = path.read_text().splitlines()
-    return [json.loads(line) for line in lines if line]
+    lines = path.read_text('utf-8').splitlines()
   except (OSError, ValueError) as e:
     raise UserError(f"{path} cannot be read ({e}): use a run's folder") from e
+  rows = []
+  for i, line in enumerate(lines, 1):
+    try:
+      row = json.loads(line)
+    except ValueError as e:
+      if i == len(lines):
+        break
+      raise UserError(f'{path} line {i} is not JSON: delete it') from e
+    if not isinstance(row, dict) or 'step' not in row:
+      raise UserError(f'{path} line {i} has no "step": delete it')
+    rows.append(row)
+  return rows
 
 
 def _read_gallery(path):

@@ -149,7 +149,9 @@ def evaluate(task, state, step, folder, log) -> None:
     source=gallery.source,
     reconstruction=gallery.reconstruction,
     captions=np.array(gallery.captions),
-    scores=np.stack([*gallery.scores.values()], -1),
+    scores=np.reshape(
+      [*gallery.scores.values()], (len(gallery.scores), len(gallery.source))
+    ).T,
     columns=[*gallery.scores],
   )
   report.write_report(folder)
