@@ -97,7 +97,8 @@ def parts():
     guidance=1.0,
     weights={'clip': 1.0},
   )
-  init = lambda model, seed: redraw(jax.jit(model.init)(jax.random.key(0)), seed)
+  key = jax.random.key(0)
+  init = lambda model, seed: redraw(jax.jit(model.init)(key), seed)
   frozen = {
     'policy': init(policy, 1),
     'connector': init(connector, 2),
@@ -177,5 +178,6 @@ class Jitted:
 
 def change(before, after) -> float:
   """Largest change of any parameter."""
-  gaps = jax.tree.map(lambda a, b: np.abs(np.asarray(a - b)).max(), before, after)
+  gap = lambda a, b: np.abs(np.asarray(a - b)).max()
+  gaps = jax.tree.map(gap, before, after)
   return max(jax.tree.leaves(gaps))

@@ -78,7 +78,9 @@ def test_the_export_is_the_trained_policy_in_hub_layout(whole):
   assert (whole / 'export' / 'policy' / 'tokenizer.json').exists()
 
 
-def test_a_stopped_run_resumes_to_the_same_metrics(whole, tmp_path, monkeypatch):
+def test_a_stopped_run_resumes_to_the_same_metrics(
+  whole, tmp_path, monkeypatch
+):
   folder = tmp_path / 'run'
   draw = loop.to_batch
   calls = []
