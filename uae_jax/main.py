@@ -36,6 +36,9 @@ def main(argv: list[str]) -> int:
   if CONFIG.value is None:
     raise UserError('say --config=configs/umm1.py')
   config_file = FLAGS['config'].config_filename
+  path = re.sub(r'\.py:.*$', '.py', config_file)
+  if not Path(path).is_file():
+    raise UserError(f'config file {path} does not exist')
   workdir = Path(WORKDIR.value or default_workdir(config_file)).expanduser()
 
   import jax

@@ -34,13 +34,9 @@ def test_log_probs_are_those_of_the_drawn_tokens():
   first = jnp.broadcast_to(table[3], (4, 3, V))
   for sampler in (Sampler(), Sampler(0.5, top_k=3), Sampler(top_p=0.7)):
     out = run(table, first, sampler=sampler)
-    before = jnp.concatenate(
-      [jnp.full((4, 3, 1), 3), out.tokens[..., :-1]], -1
-    )
+    before = jnp.concatenate([jnp.full((4, 3, 1), 3), out.tokens[..., :-1]], -1)
     want = sampler.score(table[before], out.tokens)
-    np.testing.assert_allclose(
-      out.logp, np.where(out.mask, want, 0), atol=1e-6
-    )
+    np.testing.assert_allclose(out.logp, np.where(out.mask, want, 0), atol=1e-6)
 
 
 def test_nothing_follows_eos():

@@ -43,9 +43,7 @@ def test_first_update_has_ratio_one(sampler):
 
 
 def test_a_step_raises_the_probability_of_better_captions():
-  umm, step, state, batch = setup(
-    lr=0.05, options=with_loss(beta=0.0)
-  )
+  umm, step, state, batch = setup(lr=0.05, options=with_loss(beta=0.0))
   before = state()
   draw, _ = jax.random.split(RNG)
   rollout = umm.rollout(
@@ -183,9 +181,7 @@ def test_inner_epochs_and_minibatches_make_that_many_updates():
 
 
 def test_masking_truncated_captions_removes_their_gradient():
-  options = dataclasses.replace(
-    with_loss(beta=0.0), mask_truncated=True
-  )
+  options = dataclasses.replace(with_loss(beta=0.0), mask_truncated=True)
   _, _, state, batch = setup()
   before = state()
   _, kept, _, _ = setup(options=with_loss(beta=0.0), sampler=Sampler())

@@ -36,9 +36,7 @@ def check(folder: Path, config: Mapping[str, Any]) -> None:
     try:
       old = flat(json.loads(file.read_text()))
     except ValueError:
-      raise UserError(
-        f'{file} is not JSON: use another --workdir'
-      ) from None
+      raise UserError(f'{file} is not JSON: use another --workdir') from None
     new = flat(config)
     keys = [k for k in sorted(set(old) | set(new)) if not k.startswith(FREE)]
     changed = [

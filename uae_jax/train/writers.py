@@ -94,10 +94,9 @@ class Progress:
       return
     self._shown = now
     left = int(self._average * (self._steps - step))
+    label = lambda k: 'reward' if k == 'reward/mean' else k.replace('/', ' ')
     numbers = '  '.join(
-      f'{k.split("/")[-1] if k != "reward/mean" else "reward"} {row[k]:.4g}'
-      for k in self._headline
-      if k in row
+      f'{label(k)} {row[k]:.4g}' for k in self._headline if k in row
     )
     rate = f'{1 / self._average:.2f} steps/s'
     eta = f'ETA {left // 60:02d}:{left % 60:02d}'
