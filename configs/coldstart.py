@@ -2,7 +2,7 @@
 
 Parts, in order: `reward`, `judge_clip`, `judge_views` (towers), `policy`
 (captioner, connector and MM-DiT together), `decoder` (connector and MM-DiT
-further, language model frozen), `blind` (a captioner that unlearns shapes).
+further, language model frozen).
 The weights in `uae_jax/assets/umm1` were made by these commands with the
 seeds below; see the README there.
 """
@@ -26,9 +26,6 @@ PRETRAIN = {
   'decoder': dict(
     parts=('connector', 'decoder'), caption_weight=0.0, seed=5,
     steps=900, lr=8e-4,
-  ),
-  'blind': dict(
-    parts=('policy',), caption_weight=0.3, seed=6, steps=300, lr=3e-4,
   ),
 }  # fmt: skip
 
@@ -73,7 +70,6 @@ def get_config(part: str = '') -> ConfigDict:
     c.pretrain.t_std = 1.2
     c.pretrain.parts = PRETRAIN[part]['parts']  # what is trained
     c.pretrain.caption_weight = PRETRAIN[part]['caption_weight']
-    c.pretrain.blind = part == 'blind'  # shape words at random
     c.train.seed = PRETRAIN[part]['seed']
     c.train.steps = PRETRAIN[part]['steps']
     c.train.lr = PRETRAIN[part]['lr']

@@ -1,13 +1,12 @@
 """UMM-1, Unified-GRPO on the captioner. `--config=configs/umm1.py[:size]`.
 
 The embedded default needs no download: tiny Qwen2.5-VL, connector, tiny SD3
-MM-DiT and tiny CLIP towers, bundled, on drawn scenes. `:blind` starts from a
-captioner that has never learnt shapes (an ablation of reward bias).
+MM-DiT and tiny CLIP towers, bundled, on drawn scenes.
 """
 
 from ml_collections import ConfigDict
 
-SIZES = ('', 'blind')
+SIZES = ('',)
 
 
 def get_config(size: str = '') -> ConfigDict:
@@ -74,7 +73,7 @@ def get_config(size: str = '') -> ConfigDict:
   c.model.variant = 'tiny'  # built where a ckpt.* folder is ''
 
   c.ckpt = ConfigDict()
-  c.ckpt.policy = 'bundled:umm1/' + ('blind' if size == 'blind' else 'policy')
+  c.ckpt.policy = 'bundled:umm1/policy'
   c.ckpt.decoder = 'bundled:umm1/decoder'
   c.ckpt.reward = 'bundled:umm1/reward'
   # Held-out towers, never a reward; comma separated.

@@ -76,7 +76,7 @@ def test_a_bad_value_is_one_line_exit_2_and_nothing_written(
 
 def test_default_workdir():
   assert main.default_workdir('configs/umm1.py') == 'runs/umm1'
-  assert main.default_workdir('configs/umm1.py:blind') == 'runs/umm1-blind'
+  assert main.default_workdir('configs/coldstart.py:a') == 'runs/coldstart-a'
 
 
 def test_a_foreign_workdir_is_refused_by_the_keys_that_differ(tmp_path):

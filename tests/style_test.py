@@ -200,9 +200,9 @@ def test_the_arrows_have_no_circle():
 
 
 CONFIGS = {
-  'umm1': ['', 'blind'],
+  'umm1': [''],
   'coldstart': [
-    'reward', 'judge_clip', 'judge_views', 'policy', 'decoder', 'blind',
+    'reward', 'judge_clip', 'judge_views', 'policy', 'decoder',
   ],
 }  # fmt: skip
 

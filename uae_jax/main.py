@@ -24,7 +24,7 @@ WORKDIR = flags.DEFINE_string(
 
 
 def default_workdir(config_file: str) -> str:
-  """configs/umm1.py:blind -> runs/umm1-blind."""
+  """configs/coldstart.py:policy -> runs/coldstart-policy."""
   name = re.sub(r'\.py(:|$)', r'\1', Path(config_file).name)
   return 'runs/' + name.rstrip(':').replace(':', '-')
 

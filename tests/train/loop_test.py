@@ -18,14 +18,14 @@ from uae_jax.train import loop
 ROOT = Path(__file__).parent.parent.parent
 
 
-def config(**changes):
-  """configs/umm1.py with fewer, smaller steps on 8 devices."""
+def config(name='umm1', part='', **changes):
+  """configs/NAME.py with fewer, smaller steps on 8 devices."""
   spec = importlib.util.spec_from_file_location(
-    'umm1', ROOT / 'configs' / 'umm1.py'
+    name, ROOT / 'configs' / f'{name}.py'
   )
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  c = module.get_config()
+  c = module.get_config(part)
   small = {
     'train.steps': 4, 'train.images': 8, 'train.group_size': 2,
     'rollout.length': 8, 'eval.every': 2, 'eval.images': 8, 'eval.batch': 8,
@@ -130,3 +130,24 @@ def test_photographs_of_any_size_and_mode(tmp_path):
   assert np.isfinite(last['eval/unified_score'])
   assert 'eval/attribute_recall' not in last
   assert 'data:image/png' in (folder / 'report.html').read_text()
+
+
+@pytest.mark.parametrize('part', ['reward', 'judge_views', 'policy', 'decoder'])
+def test_the_cold_start_recipe_runs_and_exports_what_the_zoo_loads(
+  part, tmp_path
+):
+  folder = tmp_path / 'run'
+  assert loop.run(config('coldstart', part, **{'train.steps': 2}), folder) == 0
+  losses = [r['optim/loss'] for r in rows(folder, 'optim/')]
+  assert len(losses) == 2 and np.isfinite(losses).all()
+  export = folder / 'export'
+  if part in ('reward', 'judge_views'):
+    zoo.tower_from_folder(export).load(export)
+    return
+  decoder = export / 'decoder'
+  zoo.decoder_from_folder(decoder / 'transformer').load(decoder / 'transformer')
+  zoo.conditioner_from_folder(decoder / 'connector', 128).load(
+    decoder / 'connector'
+  )
+  if part == 'policy':
+    zoo.policy_from_folder(export / 'policy').load(export / 'policy')

@@ -130,16 +130,13 @@ def load(config, mesh) -> Parts:
     drawn = isinstance(source, pipeline.SceneSource)
     wanted = drawn and (config.stage == 'pretrain' or not training)
     partial = config.stage == 'pretrain' and training
-    detail = grammar.PARTIAL
-    if partial and config.pretrain.blind:
-      detail = grammar.BLIND
     return pipeline.MakeExample(
       view,
       template,
       image_side=config.data.side,
       caption_length=config.rollout.length if wanted else None,
       tokenizer=tokenizer,
-      detail=detail if partial else None,
+      detail=grammar.PARTIAL if partial else None,
     )
 
   r = config.rollout

@@ -46,9 +46,6 @@ PARTIAL = Detail(
   wrong_shape=0.08,
 )
 
-# The same, and the shape word is drawn at random: nothing teaches shapes.
-BLIND = dataclasses.replace(PARTIAL, wrong_shape=0.75)
-
 
 @dataclasses.dataclass(frozen=True)
 class Mention:
