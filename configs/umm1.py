@@ -17,7 +17,7 @@ def get_config(size: str = '') -> ConfigDict:
   c.stage = 'encoder'
 
   c.train = ConfigDict()
-  c.train.steps = 400
+  c.train.steps = 500
   c.train.images = 16  # source images per step
   c.train.group_size = 8  # captions per image
   c.train.seed = 0
