@@ -195,8 +195,8 @@ def test_masking_truncated_captions_removes_their_gradient():
   assert change(a.params, b.params) > 0
 
 
-def test_filtering_zero_variance_groups_shrinks_the_denominator():
-  """A group that teaches nothing dilutes the average unless filtered."""
+def test_a_batch_without_any_variance_survives_with_and_without_filtering():
+  """Nothing is left to average; what filtering divides by: advantage_test."""
   base = with_loss(beta=0.0)
   nan = lambda batch: batch.replace(image=batch.image.at[:4].set(jnp.nan))
   _, plain, state, batch = setup(options=base, weights={'clip': 0.0})
