@@ -2,7 +2,9 @@
 
 Parts, in order: `reward`, `judge_clip`, `judge_views` (towers), `policy`
 (captioner, connector and MM-DiT together), `decoder` (connector and MM-DiT
-further, language model frozen).
+further, language model frozen), `blind` (a second captioner for an ablation:
+new eyes for the same language model, from captions whose shape words are
+random, so that they never learn shapes).
 The weights in `uae_jax/assets/umm1` were made by these commands with the
 seeds below; see the README there.
 """
@@ -20,12 +22,19 @@ TOWERS = {
 
 PRETRAIN = {
   'policy': dict(
-    parts=('policy', 'connector', 'decoder'), caption_weight=0.3, seed=4,
-    steps=2500, lr=1e-3,
+    trainable=('policy/.*', 'connector/.*', 'decoder/.*'), fresh=(),
+    caption_weight=0.3, flow_weight=1.0, wrong_shape=0.08,
+    seed=4, steps=2500, lr=1e-3,
   ),
   'decoder': dict(
-    parts=('connector', 'decoder'), caption_weight=0.0, seed=5,
-    steps=900, lr=8e-4,
+    trainable=('connector/.*', 'decoder/.*'), fresh=(),
+    caption_weight=0.0, flow_weight=1.0, wrong_shape=0.08,
+    seed=5, steps=900, lr=8e-4,
+  ),
+  'blind': dict(
+    trainable=('policy/vision/.*',), fresh=('vision/.*',),
+    caption_weight=1.0, flow_weight=0.0, wrong_shape=0.75,
+    seed=6, steps=1500, lr=1e-3,
   ),
 }  # fmt: skip
 
@@ -68,11 +77,15 @@ def get_config(part: str = '') -> ConfigDict:
     c.pretrain = ConfigDict()
     c.pretrain.t_mean = 0.0  # of the logit of the flow time
     c.pretrain.t_std = 1.2
-    c.pretrain.parts = PRETRAIN[part]['parts']  # what is trained
-    c.pretrain.caption_weight = PRETRAIN[part]['caption_weight']
-    c.train.seed = PRETRAIN[part]['seed']
-    c.train.steps = PRETRAIN[part]['steps']
-    c.train.lr = PRETRAIN[part]['lr']
+    spec = PRETRAIN[part]
+    c.pretrain.trainable = spec['trainable']  # regexes over PART/parameter
+    c.pretrain.fresh = spec['fresh']  # policy parameters drawn anew
+    c.pretrain.caption_weight = spec['caption_weight']
+    c.pretrain.flow_weight = spec['flow_weight']
+    c.pretrain.wrong_shape = spec['wrong_shape']  # .75: the word says nothing
+    c.train.seed = spec['seed']
+    c.train.steps = spec['steps']
+    c.train.lr = spec['lr']
     c.train.images = 64
     if part != 'policy':
       c.ckpt.policy = 'bundled:umm1/policy'

@@ -1,18 +1,20 @@
-"""UMM-1, Unified-GRPO on the captioner. `--config=configs/umm1.py[:size]`.
+"""UMM-1, Unified-GRPO on the captioner. `--config=configs/umm1.py[:variant]`.
 
 The embedded default needs no download: tiny Qwen2.5-VL, connector, tiny SD3
-MM-DiT and tiny CLIP towers, bundled, on drawn scenes.
+MM-DiT and tiny CLIP towers, bundled, on drawn scenes. `:blind` starts from a
+captioner that cannot tell shapes apart: what a reward that hardly sees them
+makes of it.
 """
 
 from ml_collections import ConfigDict
 
-SIZES = ('',)
+VARIANTS = ('', 'blind')
 
 
-def get_config(size: str = '') -> ConfigDict:
+def get_config(variant: str = '') -> ConfigDict:
   """The whole run; every key is read, every default is here."""
-  if size not in SIZES:
-    raise ValueError(f'configs/umm1.py:{size} is none of {SIZES}')
+  if variant not in VARIANTS:
+    raise ValueError(f'configs/umm1.py:{variant} is none of {VARIANTS}')
   c = ConfigDict()
   c.stage = 'encoder'
 
@@ -62,7 +64,8 @@ def get_config(size: str = '') -> ConfigDict:
 
   c.data = ConfigDict()
   c.data.source = 'scenes:train'  # scenes:train | images:DIR
-  c.data.heldout = 'scenes:heldout'  # for images:DIR sources: that folder
+  # scenes:validation for choosing settings; for photographs, images:DIR.
+  c.data.heldout = 'scenes:heldout'
   c.data.prompt = 'describe every object in the image'
   c.data.side = 32  # pixels of the drawn image
   c.data.max_pixels = 1024  # of the image as the policy sees it
@@ -73,7 +76,7 @@ def get_config(size: str = '') -> ConfigDict:
   c.model.variant = 'tiny'  # built where a ckpt.* folder is ''
 
   c.ckpt = ConfigDict()
-  c.ckpt.policy = 'bundled:umm1/policy'
+  c.ckpt.policy = f'bundled:umm1/{variant or "policy"}'
   c.ckpt.decoder = 'bundled:umm1/decoder'
   c.ckpt.reward = 'bundled:umm1/reward'
   # Held-out towers, never a reward; comma separated.

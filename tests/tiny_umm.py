@@ -8,15 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from uae_jax import zoo
+from uae_jax import trees, zoo
 from uae_jax.data import pipeline, tokenize
 from uae_jax.data.preprocess import PolicyView
 from uae_jax.rewards.features import Tower
 from uae_jax.rl.grpo import GRPO
 from uae_jax.rollout.flow import FlowSchedule
 from uae_jax.rollout.sampler import Sampler
-from uae_jax.train.step import StepOptions, train_step
-from uae_jax.types import Batch, TrainState
+from uae_jax.train.step import StepOptions, learn, train_step
+from uae_jax.types import Batch, Captions, Rollout, TrainState
 from uae_jax.umm.umm1 import UMM1, Tokens
 
 IMAGES, GROUP, LENGTH, SIDE = 8, 4, 8, 32
@@ -144,6 +144,55 @@ def setup(*, options=OPTIONS, lr=1e-2, **umm_options):
       )
     )
   return Jitted(umm), COMPILED[key], state, batch
+
+
+def random_rollout(seed=0, *, ended=True) -> Rollout:
+  """Made-up captions and rewards: what `learn` gets from a rollout.
+
+  Args:
+    seed: of everything.
+    ended: whether captions hold an EOS; or [G] bools, one per caption.
+  """
+  umm = parts()[0]
+  rng = np.random.default_rng(seed)
+  shape = (IMAGES, GROUP, LENGTH)
+  tokens = rng.integers(6, 38, shape).astype(np.int32)
+  last = rng.integers(2, LENGTH - 1, shape[:2])
+  last = np.where(np.broadcast_to(ended, shape[:2]), last, LENGTH)
+  place = np.arange(LENGTH)
+  tokens = np.where(place == last[..., None], umm.tokens.eos, tokens)
+  mask = place <= last[..., None]
+  return Rollout(
+    captions=Captions(
+      jnp.asarray(np.where(mask, tokens, umm.tokens.pad)),
+      jnp.asarray(mask),
+      jnp.asarray(np.where(mask, rng.normal(-3.5, 0.3, shape), 0), jnp.float32),
+    ),
+    images=jnp.zeros((IMAGES, GROUP, 1, 1, 3)),
+    reward=jnp.asarray(rng.uniform(0, 1, shape[:2]), jnp.float32),
+  )
+
+
+def learned(rollout, options=OPTIONS, lr=1.0):
+  """(parameters before, after, metrics) of one `learn` with SGD.
+
+  The policy has moved away from the reference, so that a KL has a slope, and
+  only the last norm is trained: what is tested is the loss, not the model.
+  """
+  umm, frozen, batch = parts()
+  start, rest = trees.split(frozen['policy'], ['lm/norm/.*'])
+  optimizer = optax.sgd(lr)
+  params = redraw(start, 5)
+  state = TrainState(
+    step=jnp.int32(0),
+    params=params,
+    opt_state=optimizer.init(params),
+    skipped=jnp.int32(0),
+    frozen={**frozen, 'policy': rest, 'reference': start},
+  )
+  step = functools.partial(learn, umm=umm, optimizer=optimizer, options=options)
+  after, metrics = jax.jit(step)(state, batch, rollout, jax.random.key(3))
+  return params, after.params, metrics
 
 
 COMPILED = {}  # jitted steps, so that equal setups compile once

@@ -181,11 +181,11 @@ def test_a_failed_save_keeps_the_gallery_that_was_there(run, monkeypatch):
 
 
 def test_lists_in_the_config_are_spaced(run):
-  parts = {'parts': ['policy', 'decoder']}
+  parts = {'trainable': ['policy', 'decoder']}
   config = {**CONFIG, 'pretrain': parts, 'ckpt': {'judges': 'a/b,c/d'}}
   (run / 'config.json').write_text(json.dumps(config))
   rows = written(run)[1]['config']
-  assert ['pretrain.parts', 'policy, decoder', ''] in rows
+  assert ['pretrain.trainable', 'policy, decoder', ''] in rows
   assert ['ckpt.judges', 'a/b, c/d', 'held-out'] in rows
 
 

@@ -180,23 +180,8 @@ def test_inner_epochs_and_minibatches_make_that_many_updates():
   assert float(metrics['policy/ratio_gap']) > 1e-4
 
 
-def test_masking_truncated_captions_removes_their_gradient():
-  options = dataclasses.replace(with_loss(beta=0.0), mask_truncated=True)
-  _, _, state, batch = setup()
-  before = state()
-  _, kept, _, _ = setup(options=with_loss(beta=0.0), sampler=Sampler())
-  _, dropped, _, _ = setup(options=options, sampler=Sampler())
-  a, metrics = kept(before, batch, RNG)
-  b, _ = dropped(before, batch, RNG)
-  cut = float(metrics['caption/truncated'])
-  assert 0 < cut <= 1
-  if cut == 1:
-    assert change(before.params, b.params) == 0
-  assert change(a.params, b.params) > 0
-
-
 def test_a_batch_without_any_variance_survives_with_and_without_filtering():
-  """Nothing is left to average; what filtering divides by: advantage_test."""
+  """Nothing is left to average; what filtering divides by: learn_test."""
   base = with_loss(beta=0.0)
   nan = lambda batch: batch.replace(image=batch.image.at[:4].set(jnp.nan))
   _, plain, state, batch = setup(options=base, weights={'clip': 0.0})

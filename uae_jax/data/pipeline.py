@@ -20,18 +20,22 @@ from uae_jax.data.scenes import draw, grammar
 from uae_jax.errors import UserError
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.webp', '.gif', '.bmp')
-SPLITS = ('train', 'heldout', 'edits')
-_HELDOUT_SHARE = 8  # one scene in so many is held out
+SPLITS = ('train', 'validation', 'edits', 'heldout')
 
 
-def is_heldout(scene: np.ndarray) -> bool:
-  """Whether a scene is kept from training: a fixed eighth of all scenes."""
-  return zlib.crc32(scene.astype(np.uint8).tobytes()) % _HELDOUT_SHARE == 0
+def split_of(scene: np.ndarray) -> str:
+  """The split that owns a scene, by its hash.
+
+  A sixteenth of all scenes each is kept for `validation` (settings are chosen
+  there) and `heldout` (results are reported there); training sees the rest.
+  """
+  kept = {0: 'validation', 8: 'heldout'}
+  return kept.get(zlib.crc32(scene.astype(np.uint8).tobytes()) % 16, 'train')
 
 
 @dataclasses.dataclass(frozen=True)
 class SceneSource:
-  """Drawn scenes by index; `train` and `heldout` share no scene.
+  """Drawn scenes by index; `train`, `validation`, `heldout` share none.
 
   `edits` are training scenes, each followed by itself with one attribute or
   object changed: what a contrastive tower has to tell apart.
@@ -53,13 +57,14 @@ class SceneSource:
     which = int(index) // 2 if edits else int(index)
     key = (self.seed, SPLITS.index(self.split), which)
     rng = np.random.default_rng(np.random.SeedSequence(key))
+    owner = 'train' if edits else self.split
     scene = draw.sample_scene(rng, self.max_objects)
-    while is_heldout(scene) != (self.split == 'heldout'):
+    while split_of(scene) != owner:
       scene = draw.sample_scene(rng, self.max_objects)
     if edits and index % 2:
       original = scene
       scene = draw.edit(original, rng, self.max_objects)
-      while is_heldout(scene):
+      while split_of(scene) != owner:
         scene = draw.edit(original, rng, self.max_objects)
     image = draw.render(scene, self.side, self.jitter, rng)
     return dict(image=image, truth=scene)

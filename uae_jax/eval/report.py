@@ -23,7 +23,7 @@ from uae_jax.errors import UserError
 # Config keys of the page's head, in its order; a stage may lack some.
 SHOWN = (
   'stage', 'rollout.bottleneck', 'rollout.environment', 'ckpt.policy',
-  'ckpt.decoder', 'ckpt.reward', 'ckpt.judges', 'pretrain.parts',
+  'ckpt.decoder', 'ckpt.reward', 'ckpt.judges', 'pretrain.trainable',
   'tower.views', 'data.source', 'data.heldout', 'train.steps',
   'train.images', 'train.group_size', 'train.lr', 'train.seed', 'grpo.beta',
   'rollout.temperature',
@@ -38,6 +38,18 @@ CURVES = {
     'eval/attribute_precision': 'attribute precision',
     'eval/attribute_recall': 'attribute recall',
     'eval/object_precision': 'object precision',
+  },
+  'Which words are right': {
+    'eval/colour_precision': 'colour',
+    'eval/shape_precision': 'shape',
+    'eval/size_precision': 'size',
+    'eval/row_precision': 'row',
+  },
+  'Which shapes are said (a quarter each is true)': {
+    'eval/said_circle': 'circle',
+    'eval/said_square': 'square',
+    'eval/said_triangle': 'triangle',
+    'eval/said_cross': 'cross',
   },
   'Small objects and whole scenes': {
     'eval/small_object_recall': 'small, in the caption',

@@ -136,7 +136,7 @@ def load(config, mesh) -> Parts:
       image_side=config.data.side,
       caption_length=config.rollout.length if wanted else None,
       tokenizer=tokenizer,
-      detail=grammar.PARTIAL if partial else None,
+      detail=partial_detail(config.pretrain) if partial else None,
     )
 
   r = config.rollout
@@ -166,6 +166,11 @@ def load(config, mesh) -> Parts:
   return Parts(
     umm, policy, conditioner, decoder, params, processors, tokenizer, example
   )
+
+
+def partial_detail(pretrain) -> grammar.Detail:
+  """How much the captions say that a captioner starts from."""
+  return dataclasses.replace(grammar.PARTIAL, wrong_shape=pretrain.wrong_shape)
 
 
 def check_choices(rollout) -> None:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from uae_jax import trees
 from uae_jax.rewards.features import Tower, unit
 from uae_jax.rollout import flow
 from uae_jax.types import Batch, Captions
@@ -62,28 +63,33 @@ class Pretrain:
 
   The captioner learns from the batch's partial, noisy captions; connector
   and MM-DiT learn flow matching from full captions, read by the same LLM
-  (x_t = (1 - t) x_0 + t eps, target eps - x_0, logit-normal t). Captioning
-  is the easier half and sees the first half of the batch.
+  (x_t = (1 - t) x_0 + t eps, target eps - x_0, logit-normal t). Beside flow
+  matching, captioning is the easier half and sees half of the batch.
 
   Attributes:
     umm: the modules.
     caption_weight: weight of the captioner's cross-entropy; 0 leaves it out.
+    flow_weight: weight of flow matching; 0 leaves it out.
     t_mean: mean of logit(t).
     t_std: its standard deviation.
   """
 
   umm: UMM1
   caption_weight: float
+  flow_weight: float
   t_mean: float
   t_std: float
 
   def __call__(self, params, frozen, batch: Batch, rng):
-    params = {**frozen, **params}
-    loss = self.flow_loss(params, batch, rng)
-    metrics = {'flow/loss': loss}
+    params = trees.merge(frozen, params)
+    loss, metrics, described = 0.0, {}, batch
+    if self.flow_weight:
+      described = jax.tree.map(lambda x: x[: (len(x) + 1) // 2], batch)
+      flow_loss = self.flow_loss(params, batch, rng)
+      loss = self.flow_weight * flow_loss
+      metrics['flow/loss'] = flow_loss
     if self.caption_weight:
-      half = jax.tree.map(lambda x: x[: (len(x) + 1) // 2], batch)
-      describe, accuracy = self.caption_loss(params['policy'], half)
+      describe, accuracy = self.caption_loss(params['policy'], described)
       loss = loss + self.caption_weight * describe
       metrics |= {'caption/loss': describe, 'caption/accuracy': accuracy}
     return loss, metrics

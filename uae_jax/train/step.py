@@ -16,7 +16,7 @@ from jaxtyping import Array, Key
 from uae_jax import trees
 from uae_jax.rewards.reconstruction import finite_groups
 from uae_jax.rl import advantage, grpo
-from uae_jax.types import Batch, Metrics, TrainState
+from uae_jax.types import Batch, Metrics, Rollout, TrainState
 from uae_jax.umm.umm1 import reference
 
 
@@ -69,7 +69,24 @@ def train_step(
   draw_rng, order_rng = jax.random.split(rng)
   policy = trees.merge(state.frozen['policy'], state.params)
   rollout = umm.rollout(policy, state.frozen, batch, draw_rng, options.group)
-  rollout = jax.lax.stop_gradient(rollout)
+  return learn(
+    state, batch, jax.lax.stop_gradient(rollout), order_rng,
+    umm=umm, optimizer=optimizer, options=options,
+  )  # fmt: skip
+
+
+def learn(
+  state: TrainState,
+  batch: Batch,
+  rollout: Rollout,
+  rng: Key[Array, ''],
+  *,
+  umm: Any,
+  optimizer: optax.GradientTransformation,
+  options: StepOptions,
+) -> tuple[TrainState, Metrics]:
+  """The second half of a step: advantages and updates from one rollout."""
+  policy = trees.merge(state.frozen['policy'], state.params)
   captions = rollout.captions
   reward, valid = finite_groups(rollout.reward)
   adv, keep, metrics = advantage.group_advantage(
@@ -84,7 +101,7 @@ def train_step(
     ref_logp, _ = umm.score(reference(state.frozen, policy), batch, captions)
 
   data = dict(batch=batch, captions=captions, mask=mask, adv=adv, ref=ref_logp)
-  state, updates = _updates(state, data, order_rng, umm, optimizer, options)
+  state, updates = _updates(state, data, rng, umm, optimizer, options)
   first = jax.tree.map(lambda x: x[0], updates)
   metrics |= {k: jnp.mean(v) for k, v in updates.items()}
   metrics['policy/ratio_max'] = jnp.max(updates['policy/ratio_max'])

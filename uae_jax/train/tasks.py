@@ -68,30 +68,7 @@ def _encoder(config, mesh) -> Task:
   if config.grpo.beta or config.rollout.environment == 'reference':
     frozen['reference'] = jax.tree.map(jnp.copy, params)
   optimizer = optim.make(config)
-  g = config.grpo
-  options = StepOptions(
-    group=config.train.group_size,
-    inner_epochs=config.optim.inner_epochs,
-    minibatches=config.optim.minibatches,
-    scale=g.scale,
-    filter_zero_std=g.filter_zero_std,
-    mask_truncated=g.mask_truncated,
-    loss=GRPO(
-      clip_low=g.clip_low,
-      clip_high=g.clip_high,
-      beta=g.beta,
-      kl=g.kl,
-      aggregation=g.aggregation,
-      ratio=g.ratio,
-    ),
-  )
-  if config.train.images % config.optim.minibatches:
-    raise UserError(
-      f'train.images={config.train.images} does not divide into '
-      f'optim.minibatches={config.optim.minibatches}'
-    )
-  if config.train.group_size < 2:
-    raise UserError('train.group_size must be at least 2 to compare captions')
+  options = step_options(config)
 
   def policy_of(state):
     return trees.merge(state.frozen['policy'], state.params)
@@ -115,17 +92,60 @@ def _encoder(config, mesh) -> Task:
   )  # fmt: skip
 
 
+def step_options(config) -> StepOptions:
+  """The config keys that choose among Unified-GRPO's variants.
+
+  Raises:
+    UserError: the images do not divide, or a group has one caption.
+    ValueError: an unknown choice.
+  """
+  if config.train.images % config.optim.minibatches:
+    raise UserError(
+      f'train.images={config.train.images} does not divide into '
+      f'optim.minibatches={config.optim.minibatches}'
+    )
+  if config.train.group_size < 2:
+    raise UserError('train.group_size must be at least 2 to compare captions')
+  g = config.grpo
+  return StepOptions(
+    group=config.train.group_size,
+    inner_epochs=config.optim.inner_epochs,
+    minibatches=config.optim.minibatches,
+    scale=g.scale,
+    filter_zero_std=g.filter_zero_std,
+    mask_truncated=g.mask_truncated,
+    loss=GRPO(
+      clip_low=g.clip_low,
+      clip_high=g.clip_high,
+      beta=g.beta,
+      kl=g.kl,
+      aggregation=g.aggregation,
+      ratio=g.ratio,
+    ),
+  )
+
+
 def _pretrain(config, mesh) -> Task:
   parts = assemble.load(config, mesh)
   p = config.pretrain
-  params = {k: v for k, v in parts.params.items() if k in p.parts}
-  if set(p.parts) - {'policy', 'connector', 'decoder'} or not params:
+  if p.fresh:  # these leaves start from scratch
+    drawn = weights(parts.policy, '', mesh, seed=config.train.seed)
+    drawn, _ = split_policy(drawn, p.fresh)
+    parts.params['policy'] = trees.merge(parts.params['policy'], drawn)
+  params, rest = trees.split(parts.params, p.trainable)
+  frozen = {**dict.fromkeys(parts.params, {}), **rest}
+  if not params or not set(params) <= {'policy', 'connector', 'decoder'}:
     raise UserError(
-      f'pretrain.parts={p.parts} are some of policy, connector, decoder'
+      f'pretrain.trainable={list(p.trainable)} must match parameters of '
+      'policy/, connector/ or decoder/ and of nothing else'
     )
-  frozen = {k: v for k, v in parts.params.items() if k not in params}
   optimizer = optim.make(config)
-  loss = stages.Pretrain(parts.umm, p.caption_weight, p.t_mean, p.t_std)
+  loss = stages.Pretrain(
+    parts.umm, p.caption_weight, p.flow_weight, p.t_mean, p.t_std
+  )
+
+  def whole(state):
+    return {**state.frozen, **trees.merge(state.frozen, state.params)}
 
   folders = {
     'policy': (parts.policy, 'policy'),
@@ -134,9 +154,9 @@ def _pretrain(config, mesh) -> Task:
   }
 
   def export(state, folder):
-    for name, tree in state.params.items():
+    for name in state.params:
       model, path = folders[name]
-      model.save(folder / path, tree, jnp.bfloat16)
+      model.save(folder / path, whole(state)[name], jnp.bfloat16)
     if 'policy' in state.params:
       parts.copy_processors(folder / 'policy')
 
@@ -148,12 +168,11 @@ def _pretrain(config, mesh) -> Task:
     data=parts.train_data(config),
     evaluate=scenes_bench.Evaluator(
       parts.umm, parts.heldout_data(config), parts.decode, mesh,
-      lambda state: {**state.frozen, **state.params}['policy'],
-      lambda state: {**state.frozen, **state.params},
+      lambda state: whole(state)['policy'], whole,
       config.eval.gallery,
     ),
     export=export,
-    headline=('flow/loss', 'caption/loss', 'caption/accuracy'),
+    headline=('optim/loss', 'caption/accuracy', 'optim/grad_norm'),
   )  # fmt: skip
 
 

@@ -19,7 +19,18 @@ def test_a_complete_caption_is_perfect_in_any_order():
   for text in (caption, turned):
     scores = _scores(text)
     assert scores.pop('mentions') == 2
-    assert set(scores.values()) == {1.0}
+    said = {k: v for k, v in scores.items() if k.startswith('said_')}
+    assert said == dict(
+      said_circle=0, said_square=0.5, said_triangle=0, said_cross=0.5
+    )
+    assert {v for k, v in scores.items() if k not in said} == {1.0}
+
+
+def test_a_captioner_that_calls_everything_a_cross_is_seen():
+  scores = _scores('blue cross top center , small orange cross')
+  assert scores['shape_precision'] == 0.5
+  assert scores['colour_precision'] == scores['size_precision'] == 1
+  assert scores['said_cross'] == 1 and scores['said_square'] == 0
 
 
 def test_short_and_true():

@@ -1,0 +1,61 @@
+"""Config keys arrive at the options they name."""
+
+import pytest
+
+from tests.train.loop_test import config
+from uae_jax.errors import UserError
+from uae_jax.train import tasks
+
+
+@pytest.mark.parametrize(
+  'key, value',
+  [
+    ('clip_low', 0.1),
+    ('clip_high', 0.3),
+    ('beta', 0.5),
+    ('kl', 'k2'),
+    ('ratio', 'sequence'),
+    ('aggregation', 'constant'),
+  ],
+)
+def test_a_loss_key_sets_its_option_and_no_other(key, value):
+  plain = tasks.step_options(config())
+  changed = tasks.step_options(config(**{f'grpo.{key}': value}))
+  want = {**vars(plain.loss), key: value}
+  assert vars(changed.loss) == want and want != vars(plain.loss)
+  assert {**vars(changed), 'loss': 0} == {**vars(plain), 'loss': 0}
+
+
+@pytest.mark.parametrize(
+  'key, name, value',
+  [
+    ('grpo.scale', 'scale', 'none'),
+    ('grpo.filter_zero_std', 'filter_zero_std', True),
+    ('grpo.mask_truncated', 'mask_truncated', True),
+    ('optim.inner_epochs', 'inner_epochs', 2),
+    ('optim.minibatches', 'minibatches', 4),
+    ('train.group_size', 'group', 3),
+  ],
+)
+def test_a_step_key_sets_its_option_and_no_other(key, name, value):
+  plain = vars(tasks.step_options(config()))
+  changed = vars(tasks.step_options(config(**{key: value})))
+  want = {**plain, name: value}
+  assert changed == want and want != plain
+
+
+@pytest.mark.parametrize(
+  'change',
+  [
+    {'optim.minibatches': 3},
+    {'train.group_size': 1},
+  ],
+)
+def test_what_cannot_be_a_step_is_refused(change):
+  with pytest.raises(UserError, match=next(iter(change))):
+    tasks.step_options(config(**change))
+
+
+def test_an_unknown_choice_is_refused():
+  with pytest.raises(ValueError, match='k9'):
+    tasks.step_options(config(**{'grpo.kl': 'k9'}))
