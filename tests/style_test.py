@@ -200,9 +200,9 @@ def test_the_arrows_have_no_circle():
 
 
 CONFIGS = {
-  'umm1': [''],
+  'umm1': ['', 'blind'],
   'coldstart': [
-    'reward', 'judge_clip', 'judge_views', 'policy', 'decoder',
+    'reward', 'judge_clip', 'judge_views', 'policy', 'decoder', 'blind',
   ],
 }  # fmt: skip
 

@@ -108,6 +108,22 @@ def test_non_finite_updates_stop_the_run_with_a_checkpoint(tmp_path):
   assert any((folder / 'checkpoints').iterdir())
 
 
+def test_a_blind_captioner_keeps_the_language_model_and_gets_new_eyes(tmp_path):
+  folder = tmp_path / 'run'
+  changes = {'train.steps': 2, 'eval.every': 8}
+  assert loop.run(config('coldstart', 'blind', **changes), folder) == 0
+  start = load_file(zoo.resolve('bundled:umm1/policy') / 'model.safetensors')
+  end = load_file(folder / 'export' / 'policy' / 'model.safetensors')
+  assert set(start) == set(end)
+  moved = {k for k in end if (start[k] != end[k]).any()}
+  assert moved and all(k.startswith('visual.') for k in moved)
+  # Drawn anew, not nudged: nothing of the old projection is left.
+  old, new = (x['visual.patch_embed.proj.weight'].astype(np.float32).ravel()
+              for x in (start, end))  # fmt: skip
+  assert abs(np.corrcoef(old, new)[0, 1]) < 0.1
+  assert not (folder / 'export' / 'decoder').exists()
+
+
 def test_photographs_of_any_size_and_mode(tmp_path):
   """Only the source changes; skimage's photographs come as they are."""
   import skimage.data

@@ -136,7 +136,7 @@ def load(config, mesh) -> Parts:
       image_side=config.data.side,
       caption_length=config.rollout.length if wanted else None,
       tokenizer=tokenizer,
-      detail=partial_detail(config.pretrain) if partial else None,
+      detail=partial_detail(config) if partial else None,
     )
 
   r = config.rollout
@@ -168,9 +168,10 @@ def load(config, mesh) -> Parts:
   )
 
 
-def partial_detail(pretrain) -> grammar.Detail:
+def partial_detail(config) -> grammar.Detail:
   """How much the captions say that a captioner starts from."""
-  return dataclasses.replace(grammar.PARTIAL, wrong_shape=pretrain.wrong_shape)
+  p = config.pretrain
+  return dataclasses.replace(grammar.PARTIAL, wrong_shape=p.wrong_shape)
 
 
 def check_choices(rollout) -> None:

@@ -1,0 +1,30 @@
+"""Signals become a flag once, and what they always were after that."""
+
+import os
+import signal
+
+import pytest
+
+from uae_jax.train.workdir import StopSignal
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_is_a_flag_and_the_second_is_not_caught(number):
+  before = signal.getsignal(number)
+  stop = StopSignal()
+  try:
+    assert stop.number == 0
+    os.kill(os.getpid(), number)
+    assert stop.number == number
+    assert signal.getsignal(number) == before
+  finally:
+    stop.restore()
+
+
+def test_ctrl_c_twice_interrupts():
+  stop = StopSignal()
+  os.kill(os.getpid(), signal.SIGINT)
+  with pytest.raises(KeyboardInterrupt):
+    os.kill(os.getpid(), signal.SIGINT)
+    signal.sigtimedwait([], 1)  # a bytecode boundary for the handler
+  assert stop.number == signal.SIGINT
