@@ -75,7 +75,8 @@ def parts():
   policy = zoo.policy(dict(POLICY, image_pad=template.image_pad), {})
   decoder, tower = zoo.decoder(DECODER), zoo.tower(TOWER)
   connector = zoo.conditioner(
-    dict(hidden=24, context_dim=24, pooled_dim=16), 32
+    dict(hidden=24, context_dim=24, pooled_dim=16, act='gelu', pooled='mean'),
+    32,
   )
   half = (0.5, 0.5, 0.5)
   umm = UMM1(

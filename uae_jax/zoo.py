@@ -196,7 +196,7 @@ def conditioner(fields: Mapping[str, Any], width: int) -> Model:
   """Connector from the fields of `models.connector.Connector`.
 
   Args:
-    fields: hidden, context_dim, pooled_dim.
+    fields: of the module.
     width: of the language model's hidden states.
   """
   module = connector.Connector(**fields)
@@ -204,8 +204,8 @@ def conditioner(fields: Mapping[str, Any], width: int) -> Model:
   return Model(
     module=module,
     init=lambda key: module.init(key, states, mask)['params'],
-    table=maps_connector.table(),
-    rules=table_connector.RULES,
+    table=maps_connector.table(fields['pooled']),
+    rules=table_connector.rules(fields['pooled']),
     hub_config=maps_connector.to_hf(fields),
   )
 

@@ -13,7 +13,10 @@ from uae_jax.errors import UserError
 from uae_jax.models.connector import VARIANTS, Connector
 from uae_jax.sharding import rules, table_connector
 
-FIELDS = dict(hidden=24, context_dim=10, pooled_dim=6)
+FIELDS = dict(
+  hidden=24, context_dim=10, pooled_dim=6, act='gelu', pooled='mean'
+)
+TABLE = maps_connector.table('mean')
 WIDTH = 16
 
 
@@ -31,7 +34,7 @@ def model(tmp_path_factory):
   folder = tmp_path_factory.mktemp('connector')
   save_file(theirs.state_dict(), folder / 'model.safetensors')
   ours = Connector(**FIELDS)
-  params = hf.load(folder, maps_connector.table(), shapes_of(ours, WIDTH))
+  params = hf.load(folder, TABLE, shapes_of(ours, WIDTH))
   return theirs, ours, params
 
 
@@ -78,20 +81,52 @@ def test_round_trip_of_files(model, tmp_path):
   _, ours, params = model
   config = maps_connector.to_hf(FIELDS)
   assert maps_connector.from_hf(config) == FIELDS
-  hf.save(tmp_path, maps_connector.table(), params, config)
+  hf.save(tmp_path, TABLE, params, config)
   assert maps_connector.from_hf(hf.read_config(tmp_path)) == FIELDS
-  again = hf.load(tmp_path, maps_connector.table(), shapes_of(ours, WIDTH))
+  again = hf.load(tmp_path, TABLE, shapes_of(ours, WIDTH))
   jax.tree.map(np.testing.assert_array_equal, again, params)
   with pytest.raises(UserError, match='hidden_dim'):
     maps_connector.from_hf({**config, 'hidden_dim': '24'})
 
 
-def test_release_sizes_and_sharding():
-  """Linear 2048 -> 8192 and 8192 -> 4096 are the shapes of the release."""
-  shapes = shapes_of(Connector(**VARIANTS['uae']), 2048)
-  flat = {p: x.shape for p, x in trees.flatten(shapes).items()}
-  assert flat['sequence/fc1/kernel'] == (2048, 8192)
-  assert flat['sequence/fc2/kernel'] == (8192, 4096)
-  assert flat['pooled/fc2/kernel'] == (8192, 2048)
-  specs = trees.flatten(rules.specs(shapes, table_connector.RULES))
-  assert set(specs) == set(flat)
+def test_uniworld_uses_silu_and_a_constant(tmp_path):
+  fields = {**FIELDS, 'act': 'silu', 'pooled': 'constant'}
+  torch.manual_seed(1)
+  theirs = torch.nn.Sequential(
+    torch.nn.Linear(WIDTH, 24), torch.nn.SiLU(), torch.nn.Linear(24, 10)
+  )
+  state = {f'projector.{k}': v for k, v in theirs.state_dict().items()}
+  state['pooled.constant'] = torch.arange(6.0)
+  save_file(state, tmp_path / 'model.safetensors')
+  ours = Connector(**fields)
+  params = hf.load(
+    tmp_path, maps_connector.table('constant'), shapes_of(ours, WIDTH)
+  )
+  states, mask = inputs()
+  context, pooled = ours.apply({'params': params}, states, mask)
+  with torch.no_grad():
+    want = theirs(torch.tensor(states)).numpy()
+  np.testing.assert_allclose(context, want, atol=1e-5)
+  assert pooled.shape == (2, 3, 6)
+  np.testing.assert_array_equal(pooled[1, 2], np.arange(6))
+  config = maps_connector.to_hf(fields)
+  assert maps_connector.from_hf(config) == fields
+  with pytest.raises(UserError, match='pooled'):
+    maps_connector.from_hf({**config, 'pooled': 'max'})
+
+
+@pytest.mark.parametrize(
+  'name, width, count',
+  [('uae', 2048, 50_343_936 + 2048), ('uniworld', 3584, 94_388_224 + 768)],
+)
+def test_release_sizes_and_sharding(name, width, count):
+  """The sizes of both releases, and one constant."""
+  fields = VARIANTS[name]
+  shapes = shapes_of(Connector(**fields), width)
+  assert trees.count(shapes) == count
+  specs = trees.flatten(
+    rules.specs(shapes, table_connector.rules(fields['pooled']))
+  )
+  assert set(specs) == set(trees.flatten(shapes))
+  tiny = shapes_of(Connector(**VARIANTS['tiny']), WIDTH)
+  rules.specs(tiny, table_connector.rules('mean'))

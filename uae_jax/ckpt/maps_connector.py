@@ -1,4 +1,4 @@
-"""The connector on disk: UAE's `projector.*` beside our `pooled.*`."""
+"""The connector on disk: UAE's `projector.*` beside our pooled part."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,20 +8,23 @@ from uae_jax.errors import UserError
 
 CLASS = 'Connector'
 
-_KEYS = dict(
+_SIZES = dict(
   hidden='hidden_dim', context_dim='context_dim', pooled_dim='pooled_dim'
 )
+_CHOICES = dict(act=('gelu', 'silu'), pooled=('mean', 'constant'))
+_DEFAULTS = dict(act='gelu', pooled='mean')  # of files without these keys
 
 
 def from_hf(config: Mapping[str, Any]) -> dict[str, Any]:
   """config.json -> fields of `models.connector.Connector`.
 
   Raises:
-    UserError: when a size is absent or not a positive integer.
+    UserError: when a size is absent or not a positive integer, or a choice
+      is none of those there are.
   """
-  values = {field: config.get(key) for field, key in _KEYS.items()}
+  values = {field: config.get(key) for field, key in _SIZES.items()}
   wrong = [
-    _KEYS[field]
+    _SIZES[field]
     for field, value in values.items()
     if not isinstance(value, int) or value < 1
   ]
@@ -29,6 +32,13 @@ def from_hf(config: Mapping[str, Any]) -> dict[str, Any]:
     raise UserError(
       f'config.json of the connector: {wrong} must be positive integers'
     )
+  for field, known in _CHOICES.items():
+    values[field] = config.get(field, _DEFAULTS[field])
+    if values[field] not in known:
+      raise UserError(
+        f'config.json of the connector: {field}={values[field]!r} is none of '
+        f'{known}'
+      )
   return values
 
 
@@ -36,15 +46,26 @@ def to_hf(fields: Mapping[str, Any]) -> dict[str, Any]:
   """Fields of `models.connector.Connector` -> config.json."""
   return {
     '_class_name': CLASS,
-    **{key: fields[field] for field, key in _KEYS.items()},
+    **{key: fields[field] for field, key in _SIZES.items()},
+    **{key: fields[key] for key in _CHOICES},
   }
 
 
-def table() -> tuple[Row, ...]:
-  """The rows of any `models.connector.Connector`."""
+def table(pooled: str, projector: str = 'projector') -> tuple[Row, ...]:
+  """The rows of a `models.connector.Connector`.
+
+  Args:
+    pooled: the field of that name.
+    projector: the hub's prefix of the token projector.
+  """
+  if pooled == 'constant':
+    rest = [Row('constant', 'pooled.constant')]
+  else:
+    rest = [
+      *linear('pooled/fc1', 'pooled.0'), *linear('pooled/fc2', 'pooled.2')
+    ]  # fmt: skip
   return (
-    *linear('sequence/fc1', 'projector.0'),
-    *linear('sequence/fc2', 'projector.2'),
-    *linear('pooled/fc1', 'pooled.0'),
-    *linear('pooled/fc2', 'pooled.2'),
+    *linear('sequence/fc1', f'{projector}.0'),
+    *linear('sequence/fc2', f'{projector}.2'),
+    *rest,
   )

@@ -2,9 +2,14 @@
 
 from jax.sharding import PartitionSpec as P
 
-RULES = (
-  (r'(sequence|pooled)/fc1/kernel', P('data', 'model')),  # D F
-  (r'(sequence|pooled)/fc1/bias', P('model')),  # F
-  (r'(sequence|pooled)/fc2/kernel', P('model', 'data')),  # F E
-  (r'(sequence|pooled)/fc2/bias', P()),  # E
-)
+
+def rules(pooled: str):
+  """The rules of a `models.connector.Connector` with that pooled part."""
+  parts = 'sequence' if pooled == 'constant' else '(sequence|pooled)'
+  mlp = (
+    (rf'{parts}/fc1/kernel', P('data', 'model')),  # D F
+    (rf'{parts}/fc1/bias', P('model')),  # F
+    (rf'{parts}/fc2/kernel', P('model', 'data')),  # F E
+    (rf'{parts}/fc2/bias', P()),  # E
+  )
+  return (*mlp, (r'constant', P())) if pooled == 'constant' else mlp
