@@ -19,11 +19,11 @@ def get_config(variant: str = '') -> ConfigDict:
   c.stage = 'encoder'
 
   c.train = ConfigDict()
-  c.train.steps = 500
-  c.train.images = 16  # source images per step
+  c.train.steps = 450
+  c.train.images = 24  # source images per step
   c.train.group_size = 8  # captions per image
   c.train.seed = 0
-  c.train.lr = 4e-4
+  c.train.lr = 6e-4
   c.train.trainable = (r'lm/.*',)  # regexes over policy parameter paths
   c.train.max_skipped = 10  # non-finite updates in a row before stopping
 
@@ -45,9 +45,9 @@ def get_config(variant: str = '') -> ConfigDict:
   c.grpo.clip_low = 0.2
   c.grpo.clip_high = 0.2
   c.grpo.ratio = 'token'  # token (GRPO) | sequence (GSPO)
-  c.grpo.aggregation = 'sequence'  # sequence | token (DAPO) | constant
+  c.grpo.aggregation = 'token'  # sequence | token (DAPO) | constant
   c.grpo.scale = 'std'  # std | none (Dr.GRPO)
-  c.grpo.filter_zero_std = False  # leave groups without variance out
+  c.grpo.filter_zero_std = True  # leave groups without variance out
   c.grpo.mask_truncated = False  # leave captions without EOS out
 
   c.rollout = ConfigDict()
@@ -81,11 +81,11 @@ def get_config(variant: str = '') -> ConfigDict:
   c.ckpt.reward = 'bundled:umm1/reward'
   # Held-out towers, never a reward; comma separated.
   c.ckpt.judges = 'bundled:umm1/judge_clip,bundled:umm1/judge_views'
-  c.ckpt.every = 100  # steps
+  c.ckpt.every = 150  # steps
   c.ckpt.keep = 2
 
   c.eval = ConfigDict()
-  c.eval.every = 100  # steps; also before and after training
+  c.eval.every = 150  # steps; also before and after training
   c.eval.images = 256
   c.eval.batch = 64
   c.eval.gallery = 32  # images kept for the report

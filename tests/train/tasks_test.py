@@ -30,7 +30,7 @@ def test_a_loss_key_sets_its_option_and_no_other(key, value):
   'key, name, value',
   [
     ('grpo.scale', 'scale', 'none'),
-    ('grpo.filter_zero_std', 'filter_zero_std', True),
+    ('grpo.filter_zero_std', 'filter_zero_std', False),
     ('grpo.mask_truncated', 'mask_truncated', True),
     ('optim.inner_epochs', 'inner_epochs', 2),
     ('optim.minibatches', 'minibatches', 4),
