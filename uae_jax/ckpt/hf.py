@@ -30,8 +30,9 @@ class Row:
   Attributes:
     path: our parameter path, such as 'layers/block/q/kernel'.
     hub: the hub's tensor name, with `{i}` where layers are stacked.
-    op: 'same'; 'flat' (the hub's is one axis, a bias with heads); or
-      'linear' (torch [out, in...] -> [in, out]).
+    op: 'same'; 'flat' (the hub's is one axis, a bias with heads); 'linear'
+      (torch [out, in...] -> [in, out]); or 'conv' (torch [out, in, k, k] ->
+      [k, k, in, out]).
     n_in: number of leading axes of our (unstacked) kernel that torch flattens
       into `in`; for 'linear' only.
     hub_shape: the hub's shape where it cannot be derived (convolutions).
@@ -60,6 +61,8 @@ class Row:
       return one
     if self.op == 'flat':
       return (int(np.prod(one)),)
+    if self.op == 'conv':
+      return (one[3], one[2], one[0], one[1])
     rows = int(np.prod(one[: self.n_in]))
     return (int(np.prod(one[self.n_in :])), rows)
 
@@ -68,6 +71,8 @@ class Row:
     one = ours[1:] if self.layers else ours
     if self.op == 'linear':
       x = x.reshape(x.shape[0], -1).T
+    if self.op == 'conv':
+      x = x.transpose(2, 3, 1, 0)
     return x.reshape(one)
 
   def to_hub(self, x: np.ndarray, ours: Shape) -> np.ndarray:
@@ -75,6 +80,8 @@ class Row:
     shape = self.shape_on_hub(ours)
     if self.op == 'linear':
       x = x.reshape(-1, shape[0]).T
+    if self.op == 'conv':
+      x = x.transpose(3, 2, 0, 1)
     return np.ascontiguousarray(x).reshape(shape)  # a scalar stays one
 
 
@@ -85,6 +92,12 @@ def linear(path: str, hub: str, *, bias: bool = True, **kw) -> list[Row]:
     layers = kw.get('layers', ())
     rows.append(Row(f'{path}/bias', f'{hub}.bias', 'flat', layers=layers))
   return rows
+
+
+def conv(path: str, hub: str) -> list[Row]:
+  """Rows of a convolution with a bias."""
+  kernel = Row(f'{path}/kernel', f'{hub}.weight', 'conv')
+  return [kernel, Row(f'{path}/bias', f'{hub}.bias')]
 
 
 def norm(path: str, hub: str, *, bias: bool, **kw) -> list[Row]:
