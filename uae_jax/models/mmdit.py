@@ -146,15 +146,15 @@ class Block(nn.Module):
     out = lambda name: Linear(width, n_in=2, name=name)
     mlp = lambda name: MLP(4 * width, width, 'gelu_tanh', name=name)
 
-    shift, scale, gate, mlp_shift, mlp_scale, mlp_gate, *second = _chunks(
+    shift, scale, gate, mlp_shift, mlp_scale, mlp_gate, *second = adaln(
       9 if self.dual else 6, 'image_mod', cond
     )
     normed = norm(image)
     with jax.named_scope('joint_attention'):
       if self.last:  # the continuous AdaLN of diffusers: scale first
-        text_scale, text_shift = _chunks(2, 'text_mod', cond)
+        text_scale, text_shift = adaln(2, 'text_mod', cond)
       else:
-        text_shift, text_scale, *text_rest = _chunks(6, 'text_mod', cond)
+        text_shift, text_scale, *text_rest = adaln(6, 'text_mod', cond)
       ours = QKV(**qkv, name='image')(modulate(normed, shift, scale))
       theirs = QKV(**qkv, name='text')(
         modulate(norm(text), text_shift, text_scale)
@@ -253,7 +253,7 @@ class MMDiT(nn.Module):
       )
       stack = Stack(Block, kwargs, layers, remat=self.remat, name=name)
       (image, text), _ = stack((image, text), None, cond, mask)
-    scale, shift = _chunks(2, 'final_mod', cond)
+    scale, shift = adaln(2, 'final_mod', cond)
     image = modulate(LayerNorm(affine=False)(image), shift, scale)
     out = self.patch_size**2 * self.out_channels
     image = Linear(out, zero=True, name='proj_out')(image)
@@ -272,7 +272,7 @@ class MMDiT(nn.Module):
     return [run for run in runs if run[1]]
 
 
-def _chunks(n: int, name: str, cond: jax.Array) -> list[jax.Array]:
+def adaln(n: int, name: str, cond: jax.Array) -> list[jax.Array]:
   """AdaLN: silu(condition) [B D] -> n vectors [B D], zero at the start."""
   mod = Linear((n, cond.shape[-1]), zero=True, name=name)(cond)
   return [mod[:, i] for i in range(n)]

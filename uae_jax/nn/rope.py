@@ -40,3 +40,12 @@ def angles_mrope(
   axis = np.repeat(np.arange(3), sections)
   angles = positions.astype(jnp.float32)[:, axis]
   return jnp.moveaxis(angles, 1, -1) * inv
+
+
+def rotate_pairs(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+  """Like `rotate` for neighbouring pairs (FLUX), in fp32."""
+  cos, sin = cos[..., None, :], sin[..., None, :]
+  f = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
+  a, b = f[..., 0], f[..., 1]
+  out = jnp.stack([a * cos - b * sin, b * cos + a * sin], -1)
+  return out.reshape(x.shape).astype(x.dtype)
