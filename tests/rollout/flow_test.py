@@ -10,6 +10,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from uae_jax.errors import UserError
 from uae_jax.rollout import flow
 from uae_jax.rollout.flow import FlowSchedule
+from uae_jax.rollout.paint import paint
 
 
 @pytest.mark.parametrize('shift', [1.0, 3.0])
@@ -23,6 +24,42 @@ def test_sd3_levels_and_times(steps, shift):
   np.testing.assert_allclose(
     ours[:-1] * flow.TIMES, theirs.timesteps.numpy(), atol=1e-4
   )
+
+
+@pytest.mark.parametrize('tokens', [256, 1024, 4096])
+def test_flux_levels_depend_on_the_size_of_the_image(tokens):
+  theirs = FlowMatchEulerDiscreteScheduler(
+    shift=3.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15,
+    base_image_seq_len=256, max_image_seq_len=4096,
+  )  # fmt: skip
+  mu = {256: 0.5, 1024: 0.63, 4096: 1.15}[tokens]
+  theirs.set_timesteps(sigmas=np.linspace(1, 1 / 28, 28), mu=mu)
+  ours = FlowSchedule(28, kind='flux', tokens=tokens).sigmas()
+  np.testing.assert_allclose(ours, theirs.sigmas.numpy(), atol=2e-7)
+
+
+@pytest.mark.parametrize('kind', ['sd3', 'flux'])
+def test_twenty_steps_end_where_those_of_diffusers_end(kind):
+  """The whole sampler, on a velocity that depends on x and t."""
+  dynamic = kind == 'flux'
+  theirs = FlowMatchEulerDiscreteScheduler(
+    shift=3.0, use_dynamic_shifting=dynamic
+  )
+  if dynamic:
+    theirs.set_timesteps(sigmas=np.linspace(1, 1 / 20, 20), mu=0.63)
+  else:
+    theirs.set_timesteps(20)
+  noise = np.random.default_rng(0).normal(size=(2, 4, 6, 3)).astype(np.float32)
+  x = torch.tensor(noise)
+  for t in theirs.timesteps:
+    x = theirs.step(torch.tanh(2 * x) * (0.5 + t / 1000), t, x).prev_sample
+  ours = paint(
+    lambda x, t, _: jnp.tanh(2 * x) * (0.5 + t[:, None, None, None] / 1000),
+    jnp.asarray(noise),
+    None,
+    FlowSchedule(20, 3.0, kind=kind, tokens=1024),
+  )
+  np.testing.assert_allclose(ours, x.numpy(), atol=1e-5)
 
 
 def test_known_sd3_levels():
@@ -40,7 +77,7 @@ def test_uniform_levels():
 
 
 @pytest.mark.parametrize(
-  'bad', [dict(steps=0), dict(steps=1, shift=0.0), dict(steps=1, kind='flux')]
+  'bad', [dict(steps=0), dict(steps=1, shift=0.0), dict(steps=1, kind='ddim')]
 )
 def test_bad_schedules(bad):
   with pytest.raises(UserError, match='FlowSchedule'):

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Key
 from uae_jax.errors import UserError
 
 TIMES = 1000  # the models read t * TIMES
+KINDS = ('uniform', 'sd3', 'flux')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,23 +26,28 @@ class FlowSchedule:
     steps: T.
     shift: time shift; more than 1 spends more steps at high noise.
     kind: 'uniform' shifts T equal steps once; 'sd3' shifts twice, as the SD3
-      pipelines of diffusers do.
+      pipelines of diffusers do; 'flux' shifts by `tokens` instead of `shift`.
+    tokens: image tokens P of a drawing, for 'flux'.
   """
 
   steps: int
   shift: float = 1.0
   kind: str = 'uniform'
+  tokens: int = 4096
 
   def __post_init__(self):
     if self.steps < 1 or self.shift <= 0:
       raise UserError(f'{self}: set steps >= 1 and shift > 0')
-    if self.kind not in ('uniform', 'sd3'):
-      raise UserError(f'{self}: kind is uniform or sd3')
+    if self.kind not in KINDS:
+      raise UserError(f'{self}: kind is one of {KINDS}')
 
   def sigmas(self) -> Float[np.ndarray, 'T1']:
     """T + 1 levels from 1 down to 0, float32."""
     if self.kind == 'sd3':
       return sigmas_sd3(self.steps, self.shift)
+    if self.kind == 'flux':
+      levels = np.append(np.linspace(1.0, 1 / self.steps, self.steps), 0.0)
+      return shifted(levels, dynamic_shift(self.tokens)).astype(np.float32)
     levels = np.linspace(1.0, 0.0, self.steps + 1)
     return shifted(levels, self.shift).astype(np.float32)
 
@@ -49,6 +55,12 @@ class FlowSchedule:
 def shifted(t, shift: float):
   """Moves times towards 1 where shift > 1; keeps 0 and 1."""
   return shift * t / (1 + (shift - 1) * t)
+
+
+def dynamic_shift(tokens: int) -> float:
+  """FLUX.1-dev's shift: exp(0.5) at 256 image tokens, exp(1.15) at 4096."""
+  slope = (1.15 - 0.5) / (4096 - 256)
+  return float(np.exp(0.5 + slope * (tokens - 256)))
 
 
 def sigmas_sd3(steps: int, shift: float = 3.0) -> Float[np.ndarray, 'T1']:
