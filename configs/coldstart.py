@@ -62,6 +62,7 @@ def get_config(part: str = '') -> ConfigDict:
   c.ckpt.policy = ''
   c.ckpt.decoder = ''
   c.ckpt.judges = ''
+  c.data.source = 'scenes:train'
   c.rollout.environment = 'policy'  # the language model is what it is
   if part in TOWERS:
     c.stage = 'tower'

@@ -63,7 +63,8 @@ def get_config(variant: str = '') -> ConfigDict:
   c.rollout.guidance = 1.0  # against the empty caption; 1: off
 
   c.data = ConfigDict()
-  c.data.source = 'scenes:train'  # scenes:train | images:DIR
+  # scenes:train | scenes:crowded (more objects) | images:DIR
+  c.data.source = 'scenes:crowded'
   # scenes:validation for choosing settings; for photographs, images:DIR.
   c.data.heldout = 'scenes:heldout'
   c.data.prompt = 'describe every object in the image'

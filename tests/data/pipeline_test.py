@@ -117,7 +117,19 @@ def test_no_scene_is_in_two_splits():
   for one, other in itertools.combinations(kept, 2):
     assert len(seen[other]) > 40
     assert not seen[one] & seen[other]
-  assert not seen['edits'] & (seen['validation'] | seen['heldout'])
+  kept = seen['validation'] | seen['heldout']
+  assert not kept & (seen['edits'] | seen['crowded'])
+
+
+def test_crowded_scenes_hold_more_objects():
+  count = {}
+  for split in ('train', 'crowded'):
+    source = pipeline.make_source(f'scenes:{split}')
+    sizes = [len(source[i]['truth']) for i in range(400)]
+    count[split] = np.bincount(sizes, minlength=5)[1:] / 400
+  np.testing.assert_allclose(count['train'], 1 / 4, atol=0.08)
+  want = np.array([1, 3, 5, 7]) / 16
+  np.testing.assert_allclose(count['crowded'], want, atol=0.08)
 
 
 def test_scenes_depend_on_seed_and_index_alone():

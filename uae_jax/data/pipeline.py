@@ -20,7 +20,8 @@ from uae_jax.data.scenes import draw, grammar
 from uae_jax.errors import UserError
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.webp', '.gif', '.bmp')
-SPLITS = ('train', 'validation', 'edits', 'heldout')
+SPLITS = ('train', 'validation', 'edits', 'heldout', 'crowded')
+KEPT = ('validation', 'heldout')  # from training
 
 
 def split_of(scene: np.ndarray) -> str:
@@ -38,7 +39,8 @@ class SceneSource:
   """Drawn scenes by index; `train`, `validation`, `heldout` share none.
 
   `edits` are training scenes, each followed by itself with one attribute or
-  object changed: what a contrastive tower has to tell apart.
+  object changed: what a contrastive tower has to tell apart. `crowded` is the
+  fuller of two training scenes at every index.
   """
 
   split: str
@@ -57,17 +59,24 @@ class SceneSource:
     which = int(index) // 2 if edits else int(index)
     key = (self.seed, SPLITS.index(self.split), which)
     rng = np.random.default_rng(np.random.SeedSequence(key))
-    owner = 'train' if edits else self.split
-    scene = draw.sample_scene(rng, self.max_objects)
-    while split_of(scene) != owner:
-      scene = draw.sample_scene(rng, self.max_objects)
+    scene = self._sample(rng)
+    if self.split == 'crowded':
+      scene = max(scene, self._sample(rng), key=len)
     if edits and index % 2:
       original = scene
       scene = draw.edit(original, rng, self.max_objects)
-      while split_of(scene) != owner:
+      while split_of(scene) != 'train':
         scene = draw.edit(original, rng, self.max_objects)
     image = draw.render(scene, self.side, self.jitter, rng)
     return dict(image=image, truth=scene)
+
+  def _sample(self, rng: np.random.Generator) -> np.ndarray:
+    """A scene that this split owns."""
+    owner = self.split if self.split in KEPT else 'train'
+    scene = draw.sample_scene(rng, self.max_objects)
+    while split_of(scene) != owner:
+      scene = draw.sample_scene(rng, self.max_objects)
+    return scene
 
   def read(self, index: int) -> Example | None:
     """The record; never None, as drawn scenes are never corrupt."""

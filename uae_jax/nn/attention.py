@@ -26,19 +26,33 @@ def attend(
   k: Float[Array, 'B S K H'],
   v: Float[Array, 'B S K H'],
   mask: Bool[Array, '#B #L S'] | None = None,
+  *,
+  bias: Float[Array, 'N L S'] | None = None,
+  scale: float | None = None,
 ) -> Float[Array, 'B L N H']:
-  """softmax(q k / sqrt(H)) v; N is a multiple of K (grouped queries)."""
+  """softmax(scale q k + bias) v; N is a multiple of K (grouped queries).
+
+  The scale is 1 / sqrt(H) unless given.
+  """
   mask = None if mask is None else mask[:, None]
-  return attend_group(q[:, None], [(k, v, mask)])[:, 0]
+  return attend_group(q[:, None], [(k, v, mask)], bias=bias, scale=scale)[:, 0]
 
 
 def attend_group(
-  q: Float[Array, 'B G L N H'], segments: Sequence[Segment]
+  q: Float[Array, 'B G L N H'],
+  segments: Sequence[Segment],
+  *,
+  bias: Float[Array, 'N L S'] | None = None,
+  scale: float | None = None,
 ) -> Float[Array, 'B G L N H']:
-  """One softmax over the keys of all segments, shared or per rollout."""
+  """One softmax over the keys of all segments, shared or per rollout.
+
+  A `bias` is added to the scores of all rows; its keys are those of all
+  segments, one after the other.
+  """
   b, g, l, n, h = q.shape
   heads = segments[0][0].shape[-2]
-  scale = np.asarray(h**-0.5, q.dtype)
+  scale = np.asarray(h**-0.5 if scale is None else scale, q.dtype)
   q = constrain(q, 'batch', 'group', 'len', 'heads', 'emb') * scale
   q = q.reshape(b, g, l, heads, n // heads, h)
   scores = []
@@ -48,7 +62,10 @@ def attend_group(
     if mask is not None:
       score = jnp.where(mask[:, :, None, None], score, MASKED)
     scores.append(score)
-  probs = jax.nn.softmax(jnp.concatenate(scores, -1), -1).astype(q.dtype)
+  scores = jnp.concatenate(scores, -1)
+  if bias is not None:
+    scores = scores + bias.reshape(heads, n // heads, *bias.shape[1:])
+  probs = jax.nn.softmax(scores, -1).astype(q.dtype)
   out, start = 0, 0
   for _, v, _ in segments:
     size = v.shape[-3]
