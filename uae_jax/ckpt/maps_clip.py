@@ -99,6 +99,31 @@ def text_fields(config: Mapping[str, Any]) -> dict[str, Any]:
   return _fields({**DEFAULTS['text_config'], **config}, _TEXT)
 
 
+def text_from_hf(config: Mapping[str, Any]) -> dict[str, Any]:
+  """config.json of a CLIPTextModel, with or without projection -> fields.
+
+  Raises:
+    UserError: for a value that the model does not implement.
+  """
+  projected = 'CLIPTextModelWithProjection' in config.get('architectures', ())
+  size = config.get('projection_dim', DEFAULTS['projection_dim'])
+  return dict(text_fields(config), projection=size if projected else 0)
+
+
+def text_to_hf(fields: Mapping[str, Any]) -> dict[str, Any]:
+  """Inverse of `text_from_hf`."""
+  projection = fields['projection']
+  name = 'CLIPTextModelWithProjection' if projection else 'CLIPTextModel'
+  config = _to_section(fields, _TEXT, projection or fields['width'])
+  return dict(architectures=[name], model_type='clip_text_model', **config)
+
+
+def text_rename(name: str) -> str:
+  """Newer transformers drop the prefix of a CLIPTextModel; this adds it."""
+  known = name.startswith(('text_model.', 'text_projection.'))
+  return name if known else f'text_model.{name}'
+
+
 def _section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
   """One sub-config; the `<name>_dict` of early exports wins, as upstream."""
   out = {**DEFAULTS[name], **(config.get(name) or {})}
@@ -125,24 +150,27 @@ def to_hf(
   projection: int, vision: Mapping[str, Any], language: Mapping[str, Any]
 ) -> dict[str, Any]:
   """Fields of `models.clip.CLIP` -> config.json of a CLIPModel."""
-
-  def section(fields, keys):
-    act = next(hub for hub, ours in _ACTS.items() if ours == fields['act'])
-    return dict(
-      **{key: fields[field] for field, key in keys.items()},
-      hidden_act=act,
-      layer_norm_eps=fields['eps'],
-      projection_dim=projection,
-    )
-
   return dict(
     architectures=['CLIPModel'],
     model_type='clip',
     projection_dim=projection,
-    text_config=dict(model_type='clip_text_model', **section(language, _TEXT)),
-    vision_config=dict(
-      model_type='clip_vision_model', **section(vision, _VISION)
+    text_config=dict(
+      model_type='clip_text_model', **_to_section(language, _TEXT, projection)
     ),
+    vision_config=dict(
+      model_type='clip_vision_model', **_to_section(vision, _VISION, projection)
+    ),
+  )
+
+
+def _to_section(fields, keys, projection: int) -> dict[str, Any]:
+  """Fields of one tower -> its part of config.json."""
+  act = next(hub for hub, ours in _ACTS.items() if ours == fields['act'])
+  return dict(
+    **{key: fields[field] for field, key in keys.items()},
+    hidden_act=act,
+    layer_norm_eps=fields['eps'],
+    projection_dim=projection,
   )
 
 
@@ -193,15 +221,13 @@ def table(
     *norm(f'{ours}/post_norm', f'{hub}.post_layernorm', bias=True),
     *linear(f'{ours}/projection', 'visual_projection', bias=False),
     *text_rows('text_tower/', language),
+    *linear('text_tower/projection', 'text_projection', bias=False),
     Row('logit_scale', 'logit_scale'),
   )
 
 
 def text_rows(prefix: str, language: Mapping[str, Any]) -> list[Row]:
-  """Rows of a `TextTower` whose parameters live under `prefix`.
-
-  The names are also those of a CLIPTextModelWithProjection (SD3's encoders).
-  """
+  """Rows of a `TextTower` under `prefix`, but for its projection."""
   hub = 'text_model'
   words, positions = 'token_embedding', 'position_embedding'
   return [
@@ -209,8 +235,15 @@ def text_rows(prefix: str, language: Mapping[str, Any]) -> list[Row]:
     Row(f'{prefix}positions', f'{hub}.embeddings.{positions}.weight'),
     *_blocks(prefix.removesuffix('/'), hub, language),
     *norm(f'{prefix}final_norm', f'{hub}.final_layer_norm', bias=True),
-    *linear(f'{prefix}projection', 'text_projection', bias=False),
   ]
+
+
+def text_table(**fields: Any) -> tuple[Row, ...]:
+  """The rows of a `models.clip.TextTower` on its own."""
+  rows = text_rows('', fields)
+  if fields['projection']:
+    rows += linear('projection', 'text_projection', bias=False)
+  return tuple(rows)
 
 
 def _blocks(tower: str, hub: str, fields: Mapping[str, Any]) -> list[Row]:

@@ -73,11 +73,27 @@ VARIANTS = {
 }
 
 
+# The text towers that decoders read prompts with, as `TextTower` fields.
+TEXT_VARIANTS = {
+  'sd3-clip-l': dict(_TEXT_L, projection=768),
+  'sd3-clip-g': dict(
+    width=1280,
+    layers=32,
+    heads=20,
+    mlp=5120,
+    projection=1280,
+    **{**_WORDS, 'act': 'gelu'},
+  ),
+  'flux-clip-l': dict(_TEXT_L, projection=0),
+}
+
+
 class TextOut(NamedTuple):
   """What the text tower knows of a caption.
 
   Attributes:
-    embed: projected embedding, not normalised.
+    embed: projected embedding, not normalised; `pooled` where the tower has
+      no projection.
     pooled: final-norm hidden state at the end of the caption.
     hidden: final-norm hidden states of all positions.
     penultimate: input of the last block, without the final norm (what SD3
@@ -147,7 +163,10 @@ class VisionTower(nn.Module):
 
 
 class TextTower(nn.Module):
-  """Token ids [B L], L <= ctx -> `TextOut`; causal, padding is attended."""
+  """Token ids [B L], L <= ctx -> `TextOut`; causal, padding is attended.
+
+  On its own it is an encoder of SD3 and, with `projection` 0, of FLUX.
+  """
 
   width: int
   layers: int
@@ -173,7 +192,9 @@ class TextTower(nn.Module):
     x, inputs = stack(x, None, causal)
     hidden = LayerNorm(self.eps, name='final_norm')(x)
     pooled = hidden[jnp.arange(len(ids)), end_of_caption(ids, self.eos)]
-    embed = Linear(self.projection, bias=False, name='projection')(pooled)
+    embed = pooled
+    if self.projection:
+      embed = Linear(self.projection, bias=False, name='projection')(pooled)
     return TextOut(embed, pooled, hidden, inputs[-1])
 
 
