@@ -1,15 +1,14 @@
 """CLIP against transformers, through a checkpoint on disk."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from transformers import CLIPConfig, CLIPModel, CLIPTextModelWithProjection
+from transformers import CLIPConfig, CLIPModel
 
 from tests.torch_fixtures import randomise
 from uae_jax.ckpt import hf, maps_clip
-from uae_jax.models.clip import CLIP, TextTower
+from uae_jax.models.clip import CLIP
 
 EOS = 99
 
@@ -123,19 +122,3 @@ def test_export_is_read_back_by_transformers(model, tmp_path):
   got, want = (theirs_of(m, *inputs()) for m in (again.eval(), theirs))
   np.testing.assert_array_equal(got[0], want[0])
   np.testing.assert_array_equal(got[1], want[1])
-
-
-def test_text_rows_read_a_text_model_with_projection(tmp_path):
-  """SD3 keeps the text tower alone, under the same names."""
-  config = hub_config().text_config
-  theirs = randomise(CLIPTextModelWithProjection(config))
-  theirs.save_pretrained(tmp_path)
-  fields = maps_clip.text_fields(hf.read_config(tmp_path))
-  ours = TextTower(**fields, projection=24)
-  ids = inputs()[1]
-  shapes = jax.eval_shape(ours.init, jax.random.key(0), ids)['params']
-  params = hf.load(tmp_path, maps_clip.text_rows('', fields), shapes)
-  with jax.default_matmul_precision('highest'):
-    out = ours.apply({'params': params}, jnp.asarray(ids))
-  with torch.no_grad():
-    close(out.embed, theirs(torch.tensor(ids)).text_embeds.numpy())
