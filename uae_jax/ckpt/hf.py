@@ -3,109 +3,39 @@
 One `Row` per kind of tensor. `{i}` in the hub name runs over the layers that
 are stacked on the leading axis of our parameter. The same table loads and
 exports. Nothing is guessed: unknown, missing, duplicate and misshapen
-tensors are all listed in one error. Pickle files are refused.
+tensors are all listed in one error, from the files' headers alone. Pickle
+files are refused. Tensors are read in pieces, straight into the shards of
+one parameter, which leave for their devices before the next is read.
 """
 
-import dataclasses
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from jax.sharding import NamedSharding, SingleDeviceSharding
 
 from uae_jax import trees
+from uae_jax.ckpt import safetensors_io
+from uae_jax.ckpt.export import save
+from uae_jax.ckpt.rows import Box, Row, Shape, conv, linear, norm
+from uae_jax.ckpt.safetensors_io import Entry
 from uae_jax.errors import UserError
 
-Shape = tuple[int, ...]
+__all__ = [
+  'Row', 'conv', 'linear', 'norm', 'check', 'find', 'find_files', 'headers',
+  'kind', 'load', 'read_config', 'save',
+]  # the tables of all models take their rows from here  # fmt: skip
 
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-  """One kind of tensor.
-
-  Attributes:
-    path: our parameter path, such as 'layers/block/q/kernel'.
-    hub: the hub's tensor name, with `{i}` where layers are stacked.
-    op: 'same'; 'flat' (the hub's is one axis, a bias with heads); 'linear'
-      (torch [out, in...] -> [in, out]); or 'conv' (torch [out, in, k, k] ->
-      [k, k, in, out]).
-    n_in: number of leading axes of our (unstacked) kernel that torch flattens
-      into `in`; for 'linear' only.
-    hub_shape: the hub's shape where it cannot be derived (convolutions).
-    layers: the hub's layer numbers in stacking order; () when not stacked.
-  """
-
-  path: str
-  hub: str
-  op: str = 'same'
-  n_in: int = 1
-  hub_shape: Shape | None = None
-  layers: tuple[int, ...] = ()
-
-  def names(self) -> list[str]:
-    """Hub names in stacking order."""
-    if self.layers:
-      return [self.hub.format(i=i) for i in self.layers]
-    return [self.hub]
-
-  def shape_on_hub(self, ours: Shape) -> Shape:
-    """The shape that one hub tensor must have for our parameter's shape."""
-    if self.hub_shape is not None:
-      return self.hub_shape
-    one = ours[1:] if self.layers else ours
-    if self.op == 'same':
-      return one
-    if self.op == 'flat':
-      return (int(np.prod(one)),)
-    if self.op == 'conv':
-      return (one[3], one[2], one[0], one[1])
-    rows = int(np.prod(one[: self.n_in]))
-    return (int(np.prod(one[self.n_in :])), rows)
-
-  def to_ours(self, x: np.ndarray, ours: Shape) -> np.ndarray:
-    """One hub tensor -> one (unstacked) parameter."""
-    one = ours[1:] if self.layers else ours
-    if self.op == 'linear':
-      x = x.reshape(x.shape[0], -1).T
-    if self.op == 'conv':
-      x = x.transpose(2, 3, 1, 0)
-    return x.reshape(one)
-
-  def to_hub(self, x: np.ndarray, ours: Shape) -> np.ndarray:
-    """Inverse of `to_ours`."""
-    shape = self.shape_on_hub(ours)
-    if self.op == 'linear':
-      x = x.reshape(-1, shape[0]).T
-    if self.op == 'conv':
-      x = x.transpose(3, 2, 0, 1)
-    return np.ascontiguousarray(x).reshape(shape)  # a scalar stays one
-
-
-def linear(path: str, hub: str, *, bias: bool = True, **kw) -> list[Row]:
-  """Rows of a Linear: `path/kernel`, `path/bias` <- `hub.weight`, `.bias`."""
-  rows = [Row(f'{path}/kernel', f'{hub}.weight', 'linear', **kw)]
-  if bias:
-    layers = kw.get('layers', ())
-    rows.append(Row(f'{path}/bias', f'{hub}.bias', 'flat', layers=layers))
-  return rows
-
-
-def conv(path: str, hub: str) -> list[Row]:
-  """Rows of a convolution with a bias."""
-  kernel = Row(f'{path}/kernel', f'{hub}.weight', 'conv')
-  return [kernel, Row(f'{path}/bias', f'{hub}.bias')]
-
-
-def norm(path: str, hub: str, *, bias: bool, **kw) -> list[Row]:
-  """Rows of a norm: `path/scale`[, `path/bias`]."""
-  rows = [Row(f'{path}/scale', f'{hub}.weight', **kw)]
-  if bias:
-    rows.append(Row(f'{path}/bias', f'{hub}.bias', **kw))
-  return rows
+PIECE = 16 * 2**20  # bytes read at once
+STORED = tuple(
+  safetensors_io.DTYPES[name] for name in ('F64', 'F32', 'F16', 'BF16')
+)
+_PICKLES = ('bin', 'pt', 'pth', 'ckpt')
 
 
 def read_config(folder: str | Path, name: str = 'config.json') -> dict:
@@ -123,36 +53,128 @@ def read_config(folder: str | Path, name: str = 'config.json') -> dict:
     raise UserError(f'{file} cannot be read: {e}') from None
 
 
-def find_files(folder: str | Path, stem: str = 'model') -> list[Path]:
+def kind(folder: str | Path) -> str | None:
+  """What config.json calls the model: diffusers' class, or its type."""
+  config = read_config(folder)
+  return config.get('_class_name') or config.get('model_type')
+
+
+def find_files(
+  folder: str | Path, stem: str = 'model'
+) -> dict[Path, list[str]]:
   """The safetensors files of a hub folder, single or sharded.
+
+  Returns:
+    File -> the tensors that the index places there; [] without an index.
 
   Raises:
     UserError: no safetensors (with the conversion command when only pickle
-      files are there) or a shard named in the index is missing.
+      files are there), a broken index, or shards that it names are missing.
   """
   folder = Path(folder)
   index = folder / f'{stem}.safetensors.index.json'
   if index.exists():
-    names = sorted(set(read_config(folder, index.name)['weight_map'].values()))
-    gone = [n for n in names if not (folder / n).exists()]
+    try:
+      weight_map = dict(read_config(folder, index.name)['weight_map'])
+      files = {folder / n: [] for n in sorted(set(weight_map.values()))}
+    except (KeyError, TypeError, ValueError):
+      raise UserError(
+        f'{index} is not an index: it lacks a weight_map of file names'
+      ) from None
+    gone = sorted(f.name for f in files if not f.exists())
     if gone:
       raise UserError(
         f'{folder}: shards named in the index are missing: {gone}'
       )
-    return [folder / n for n in names]
+    for name, file in weight_map.items():
+      files[folder / file].append(name)
+    return files
   single = folder / f'{stem}.safetensors'
   if single.exists():
-    return [single]
-  pickles = [
-    p.name for s in ('bin', 'pt', 'pth') for p in folder.glob(f'*.{s}')
-  ]
+    return {single: []}
+  pickles = sorted(p.name for s in _PICKLES for p in folder.glob(f'*.{s}'))
   if pickles:
     raise UserError(
       f'{folder}: {pickles} are pickle files and are refused; convert them '
-      'once with transformers: from_pretrained(folder).save_pretrained('
-      'folder, safe_serialization=True)'
+      f'once with: {conversion(folder)}'
     )
-  raise UserError(f'{single} is missing')
+  others = sorted(p.name for p in folder.glob('*.safetensors'))
+  has = f'; the folder has {others}' if others else ''
+  raise UserError(f'{single} is missing{has}')
+
+
+def conversion(folder: Path) -> str:
+  """The command that rewrites a folder's pickle files as safetensors."""
+  if (folder / 'adapter_config.json').exists():
+    file = f'{folder}/adapter_model'
+    return (
+      'python -c "import torch; from safetensors.torch import save_file; '
+      f"save_file(torch.load('{file}.bin', weights_only=True), "
+      f"'{file}.safetensors')\""
+    )
+  library, name = 'transformers', 'AutoModel'
+  if (folder / 'config.json').exists():
+    config = read_config(folder)
+    if '_class_name' in config:
+      library, name = 'diffusers', config['_class_name']
+    elif config.get('architectures'):
+      name = config['architectures'][0]
+  return (
+    f'python -c "from {library} import {name}; '
+    f"{name}.from_pretrained('{folder}').save_pretrained('{folder}', "
+    'safe_serialization=True)"'
+  )
+
+
+def headers(folder: str | Path, stem: str = 'model') -> dict[str, Entry]:
+  """Every tensor of a hub folder by its name in the files."""
+  out = {}
+  for file in find_files(folder, stem):
+    out |= safetensors_io.read_header(file)
+  return out
+
+
+def find(
+  folder: str | Path,
+  table: Sequence[Row],
+  shapes: Mapping[str, Any],
+  *,
+  stem: str = 'model',
+  ignore: Sequence[str] = (),
+  rename: Callable[[str], str] = lambda name: name,
+) -> dict[str, Entry]:
+  """Where each tensor of the table is; reads headers only.
+
+  Args and errors are those of `load`.
+  """
+  ours = {p: tuple(x.shape) for p, x in trees.flatten(shapes).items()}
+  found, problems = {}, []
+  for file, listed in find_files(folder, stem).items():
+    header = safetensors_io.read_header(file)
+    problems += [
+      f'the index names {name} in {file.name}, which lacks it'
+      for name in listed
+      if name not in header
+    ]
+    for raw, entry in header.items():
+      name = rename(raw)
+      if name in found:
+        problems.append(f'duplicate {name}')
+      found[name] = entry
+  problems += check(
+    table, ours, {name: x.shape for name, x in found.items()}, ignore
+  )
+  wanted = [name for row in table for name in row.names() if name in found]
+  problems += [
+    f'{name} is stored as {found[name].dtype}, not as a plain float'
+    for name in wanted
+    if found[name].dtype not in STORED
+  ]
+  if problems:
+    shown = '; '.join(problems[:20])
+    more = f'; and {len(problems) - 20} more' if len(problems) > 20 else ''
+    raise UserError(f'{folder} does not fit the model: {shown}{more}')
+  return {name: found[name] for name in wanted}
 
 
 def load(
@@ -164,18 +186,23 @@ def load(
   dtype: Any = np.float32,
   ignore: Sequence[str] = (),
   rename: Callable[[str], str] = lambda name: name,
+  shardings: Any = None,
 ) -> dict[str, Any]:
-  """Loads a hub folder into a nested dict of host arrays.
+  """Loads a hub folder, one parameter at a time.
+
+  Host memory beyond the result is at most one parameter as this host holds
+  it (a stack of layers is one) and one piece of a file.
 
   Args:
     folder: the hub folder.
     table: the model's rows.
     shapes: tree of our parameters (anything with `.shape`), from eval_shape.
     stem: file stem, 'model' or 'diffusion_pytorch_model'.
-    dtype: dtype of the loaded parameters.
+    dtype: dtype of the loaded parameters; None keeps what is stored.
     ignore: regexes of hub tensors that are known and not used.
     rename: normalises a file's tensor name to the table's (prefixes that
       some exporters add or drop).
+    shardings: tree of NamedShardings; without it host arrays are returned.
 
   Returns:
     The parameters, nested like `shapes`.
@@ -184,37 +211,79 @@ def load(
     UserError: one message with every unknown, missing, duplicate and
       misshapen tensor, or a file that is not valid safetensors.
   """
+  entries = find(folder, table, shapes, stem=stem, ignore=ignore, rename=rename)
   ours = {p: tuple(x.shape) for p, x in trees.flatten(shapes).items()}
-  where, found, problems = {}, {}, []
-  handles = []
-  for file in find_files(folder, stem):
-    try:
-      handle = safe_open(file, framework='np')
-    except (SafetensorError, OSError) as e:
-      raise UserError(f'{file} is not a whole safetensors file: {e}') from None
-    handles.append(handle)
-    for raw in handle.keys():
-      name = rename(raw)
-      if name in where:
-        problems.append(f'duplicate {name}')
-      where[name] = (handle, raw)
-      found[name] = tuple(handle.get_slice(raw).get_shape())
-  problems += check(table, ours, found, ignore)
-  if problems:
-    shown = '; '.join(problems[:20])
-    more = f'; and {len(problems) - 20} more' if len(problems) > 20 else ''
-    raise UserError(f'{folder} does not fit the model: {shown}{more}')
-
+  places = {} if shardings is None else trees.flatten(shardings)
   out = {}
   for row in table:
     shape = ours[row.path]
-    target = np.empty(shape, dtype)
-    for i, name in enumerate(row.names()):
-      handle, raw = where[name]
-      part = row.to_ours(handle.get_tensor(raw), shape)
-      target[i if row.layers else ...] = part.astype(dtype)
-    out[row.path] = target
+    files = [entries[name] for name in row.names()]
+    kind = stored_dtype(files) if dtype is None else np.dtype(dtype)
+    if shardings is None:
+      whole = tuple((0, n) for n in shape)
+      out[row.path] = _read(row, files, shape, kind, [whole])[whole]
+    else:
+      out[row.path] = _place(row, files, shape, kind, places[row.path])
   return trees.unflatten(out)
+
+
+def stored_dtype(entries: Sequence[Entry]) -> np.dtype:
+  """The dtype that holds all of these tensors."""
+  out = entries[0].dtype
+  for entry in entries[1:]:
+    out = np.dtype(jnp.promote_types(out, entry.dtype))
+  return out
+
+
+def _place(row, files, shape, dtype, sharding: NamedSharding) -> jax.Array:
+  """One parameter, its shards filled on the host and sent to their devices."""
+  devices = {}  # region -> devices that hold it
+  places = sharding.addressable_devices_indices_map(shape)
+  for device, index in places.items():
+    box = tuple(s.indices(n)[:2] for s, n in zip(index, shape))
+    devices.setdefault(box, []).append(device)
+  blocks = _read(row, files, shape, dtype, list(devices))
+  arrays = []
+  for box, where in devices.items():
+    block = blocks.pop(box)
+    kind = sharding.memory_kind
+    copies = [
+      jax.device_put(block, SingleDeviceSharding(d, memory_kind=kind))
+      for d in where
+    ]
+    arrays += jax.block_until_ready(copies)
+    del block  # freed before the next shard is sent
+  return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
+
+
+def _read(row, files, shape, dtype, boxes) -> dict[Box, np.ndarray]:
+  """Regions of one parameter; every file is read once and in pieces."""
+  out = {box: np.empty([b - a for a, b in box], dtype) for box in boxes}
+  for layer, entry in enumerate(files):
+    limit = PIECE // entry.dtype.itemsize
+    for start, stop, region in row.pieces(shape, limit):
+      if row.layers:
+        region = ((layer, layer + 1), *region)
+      hits = [(box, _overlap(region, box)) for box in boxes]
+      hits = [(box, common) for box, common in hits if common is not None]
+      if not hits:
+        continue
+      raw = entry.rows(start, stop)
+      part = row.to_ours(raw, [b - a for a, b in region])
+      for box, common in hits:
+        out[box][_within(common, box)] = part[_within(common, region)]
+  return out
+
+
+def _overlap(a: Box, b: Box) -> Box | None:
+  """What two regions share."""
+  out = tuple((max(x, u), min(y, v)) for (x, y), (u, v) in zip(a, b))
+  return None if any(x >= y for x, y in out) else out
+
+
+def _within(box: Box, outer: Box) -> tuple[slice, ...]:
+  """A region as slices of an array that holds `outer`."""
+  return tuple(slice(a - x, b - x) for (a, b), (x, _) in zip(box, outer))
 
 
 def check(
@@ -245,26 +314,3 @@ def check(
     if not any(r.fullmatch(name) for r in skip):
       problems.append(f'unknown {name} {list(found[name])}')
   return problems
-
-
-def save(
-  folder: str | Path,
-  table: Sequence[Row],
-  params: Mapping[str, Any],
-  config: Mapping[str, Any],
-  *,
-  stem: str = 'model',
-  dtype: Any = None,
-) -> None:
-  """Writes `params` as one safetensors file and config.json, hub layout."""
-  folder = Path(folder)
-  folder.mkdir(parents=True, exist_ok=True)
-  flat = trees.flatten(params)
-  out = {}
-  for row in table:
-    x = np.asarray(flat[row.path])
-    for i, name in enumerate(row.names()):
-      part = row.to_hub(x[i] if row.layers else x, x.shape)
-      out[name] = part if dtype is None else part.astype(dtype)
-  save_file(out, folder / f'{stem}.safetensors', metadata={'format': 'pt'})
-  (folder / 'config.json').write_text(json.dumps(dict(config), indent=2) + '\n')

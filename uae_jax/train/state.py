@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from uae_jax import trees
-from uae_jax.sharding import mesh as mesh_lib
+from uae_jax.ckpt import hf
 from uae_jax.sharding import rules
 from uae_jax.types import TrainState
 from uae_jax.zoo import Model, resolve
@@ -25,7 +25,16 @@ def weights(
   if not folder:
     init = jax.jit(model.init, out_shardings=shardings)
     return init(jax.random.key(seed))
-  return mesh_lib.put_tree(model.load(resolve(folder), dtype), shardings)
+  return hf.load(
+    resolve(folder),
+    model.table,
+    model.shapes(),
+    stem=model.stem,
+    dtype=dtype,
+    ignore=model.ignore,
+    rename=model.rename,
+    shardings=shardings,
+  )
 
 
 def create(
