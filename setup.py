@@ -32,6 +32,8 @@ EXTRAS = {
     'diffusers>=0.36',  # reference MM-DiT, scheduler
     'accelerate>=1.0',  # diffusers' from_pretrained
     'scikit-image>=0.25',  # photographs
+    'scikit-learn>=1.5',  # and two more
+    'peft>=0.17',  # reads the adapters we write
     'pooch>=1.8',  # where scikit-image keeps some of them
     'ruff>=0.14',
   ],

@@ -84,24 +84,6 @@ def test_unsupported_config_values_are_user_errors(section, key, value):
     maps_clip.from_hf({section: {key: value}})
 
 
-def test_preprocessor_files_old_and_new(tmp_path):
-  file = tmp_path / 'preprocessor_config.json'
-  mean, std = '[0.1, 0.2, 0.3]', '[0.4, 0.5, 0.6]'
-  rest = f'"image_mean": {mean}, "image_std": {std}'
-  want = maps_clip.Preprocess(336, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-  file.write_text(f'{{"size": 336, "crop_size": 336, {rest}}}')
-  assert maps_clip.read_preprocess(tmp_path) == want
-  crop = '"crop_size": {"height": 336, "width": 336}'
-  file.write_text(f'{{"size": {{"shortest_edge": 336}}, {crop}, {rest}}}')
-  assert maps_clip.read_preprocess(tmp_path) == want
-  file.write_text(f'{{"size": 256, "crop_size": 224, {rest}}}')
-  with pytest.raises(UserError, match='crop_size'):
-    maps_clip.read_preprocess(tmp_path)
-  file.write_text('{"size": 224, "crop_size": 224}')
-  with pytest.raises(UserError, match='image_mean'):
-    maps_clip.read_preprocess(tmp_path)
-
-
 def test_patches_are_the_windows_of_a_torch_convolution():
   x = np.arange(2 * 4 * 6 * 3, dtype=np.float32).reshape(2, 4, 6, 3)
   want = torch.nn.functional.unfold(

@@ -3,12 +3,10 @@
 LongCLIP is read from the same layout with 248 text positions.
 """
 
-import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from uae_jax.ckpt.hf import Row, linear, norm, read_config
+from uae_jax.ckpt.hf import Row, linear, norm
 from uae_jax.errors import UserError
 
 # Buffers that older transformers saved.
@@ -61,15 +59,6 @@ _ACTS = {
   'gelu': 'gelu',
   'gelu_pytorch_tanh': 'gelu_tanh',
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Preprocess:
-  """How a tower wants its pixels: side in pixels, then (x - mean) / std."""
-
-  size: int
-  mean: tuple[float, float, float]
-  std: tuple[float, float, float]
 
 
 def from_hf(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -172,31 +161,6 @@ def _to_section(fields, keys, projection: int) -> dict[str, Any]:
     layer_norm_eps=fields['eps'],
     projection_dim=projection,
   )
-
-
-def read_preprocess(folder: str | Path) -> Preprocess:
-  """Reads preprocessor_config.json (early files hold bare integers).
-
-  Raises:
-    UserError: when it is missing, lacks a key, or asks for something other
-      than the shortest side resized to the side of a square crop.
-  """
-  name = 'preprocessor_config.json'
-  config = read_config(folder, name)
-  try:
-    size, crop = config['size'], config['crop_size']
-    if isinstance(size, Mapping):
-      size = size['shortest_edge']
-    sides = crop.values() if isinstance(crop, Mapping) else (crop,)
-    mean, std = tuple(config['image_mean']), tuple(config['image_std'])
-  except KeyError as e:
-    raise UserError(f'{Path(folder) / name} lacks {e}') from None
-  if set(sides) != {size}:
-    raise UserError(
-      f'{Path(folder) / name}: crop_size {crop} must be a square of the '
-      f'resized side {size}'
-    )
-  return Preprocess(size, mean, std)
 
 
 def table(

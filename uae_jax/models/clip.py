@@ -54,6 +54,16 @@ VARIANTS = {
     vision=dict(size=224, patch=32, **_VISION_B),
     language=_TEXT_B,
   ),
+  'longclip-b-16': dict(
+    projection=512,
+    vision=dict(size=224, patch=16, **_VISION_B),
+    language={**_TEXT_B, 'ctx': 248},
+  ),
+  'longclip-l-14': dict(
+    projection=768,
+    vision=dict(size=224, patch=14, **_VISION_L),
+    language={**_TEXT_L, 'ctx': 248},
+  ),
   'tiny': dict(
     projection=64,
     vision=dict(
