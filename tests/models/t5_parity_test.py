@@ -91,7 +91,9 @@ def test_real_size():
   assert not hf.check(table, ours, hub, maps_t5.IGNORE)
 
 
-def test_the_first_t5_is_refused():
+def test_what_is_not_t5_v1_1_is_refused():
   config = maps_t5.to_hf(t5.VARIANTS['tiny'])
   with pytest.raises(UserError, match='v1.1'):
     maps_t5.from_hf({**config, 'feed_forward_proj': 'relu'})
+  with pytest.raises(UserError, match='epsilon'):
+    maps_t5.from_hf({**config, 'layer_norm_epsilon': 1e-3})

@@ -22,7 +22,7 @@ from transformers import (
   T5EncoderModel,
 )
 
-from tests.torch_fixtures import close, randomise
+from tests.torch_fixtures import close, close_rms, randomise
 from uae_jax import trees
 from uae_jax.ckpt import hf, maps_clip, maps_t5
 from uae_jax.data.prompts import CLIP_LENGTH, PromptTokenizer
@@ -65,21 +65,28 @@ def clip_text(kind, width, act, eos):
   )  # fmt: skip
 
 
-def ours_of(folder, ids):
-  """`TextOut` of ours, loaded from the folder."""
+def load_clip(folder):
+  """Our tower, its parameters and its fields, from the folder."""
   fields = maps_clip.text_from_hf(hf.read_config(folder))
   module = clip.TextTower(**fields)
-  shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.asarray(ids))
+  ids = jnp.zeros((1, 1), jnp.int32)
+  shapes = jax.eval_shape(module.init, jax.random.key(0), ids)['params']
   params = hf.load(
-    folder, maps_clip.text_table(**fields), shapes['params'],
+    folder, maps_clip.text_table(**fields), shapes,
     ignore=maps_clip.IGNORE, rename=maps_clip.text_rename,
   )  # fmt: skip
-  rules.specs(shapes['params'], table_clip.text_rules(**fields))
+  rules.specs(shapes, table_clip.text_rules(**fields))
+  return module, params, fields
+
+
+def ours_of(folder, ids, dtype=jnp.float32):
+  """`TextOut` of ours, loaded from the folder."""
+  module, params, _ = load_clip(folder)
   with jax.default_matmul_precision('highest'):
-    return module.apply({'params': params}, jnp.asarray(ids))
+    return module.apply({'params': params}, jnp.asarray(ids), dtype)
 
 
-def t5_of(folder, ids):
+def t5_of(folder, ids, dtype=jnp.float32):
   fields = maps_t5.from_hf(hf.read_config(folder))
   module = t5.T5(**fields)
   shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.asarray(ids))
@@ -87,7 +94,18 @@ def t5_of(folder, ids):
     folder, maps_t5.table(**fields), shapes['params'], ignore=maps_t5.IGNORE
   )
   with jax.default_matmul_precision('highest'):
-    return module.apply({'params': params}, jnp.asarray(ids))
+    return module.apply({'params': params}, jnp.asarray(ids), dtype)
+
+
+def sd3_of(out, prompts, length, dtype=jnp.float32):
+  """Context and pooled vector of ours, from a pipeline's folder."""
+  ids = lambda name, n: PromptTokenizer(out / name)(prompts, n)
+  clip_l, clip_g = (
+    ours_of(out / f'text_encoder{i}', ids(f'tokenizer{i}', CLIP_LENGTH), dtype)
+    for i in ('', '_2')
+  )
+  states = t5_of(out / 'text_encoder_3', ids('tokenizer_3', length), dtype)
+  return text_encoder.sd3_prompt(clip_l, clip_g, states)
 
 
 @pytest.fixture(scope='module')
@@ -95,9 +113,10 @@ def folder(tmp_path_factory):
   """Encoders and tokenizers, saved as in a pipeline's folder."""
   out = tmp_path_factory.mktemp('pipeline')
   parts = dict(
-    text_encoder=clip_text(CLIPTextModelWithProjection, 16, 'quick_gelu', 1),
+    # `<end>` is 0 to CLIP-L's tokenizer; 2 asks for the largest id.
+    text_encoder=clip_text(CLIPTextModelWithProjection, 16, 'quick_gelu', 0),
     text_encoder_2=clip_text(CLIPTextModelWithProjection, 24, 'gelu', 2),
-    flux_text_encoder=clip_text(CLIPTextModel, 16, 'quick_gelu', 1),
+    flux_text_encoder=clip_text(CLIPTextModel, 16, 'quick_gelu', 0),
     text_encoder_3=randomise(
       T5EncoderModel(
         T5Config(
@@ -128,26 +147,60 @@ def pipeline(kind, **parts):
   return out
 
 
-@pytest.mark.parametrize('length', [77, 256])
-def test_sd3_prompts(folder, length):
-  out, parts = folder
+def sd3_pipeline(parts):
   names = [f'{kind}{i}' for kind in ('text_encoder', 'tokenizer')
            for i in ('', '_2', '_3')]  # fmt: skip
-  theirs = pipeline(StableDiffusion3Pipeline, **{n: parts[n] for n in names})
+  return pipeline(StableDiffusion3Pipeline, **{n: parts[n] for n in names})
+
+
+@pytest.mark.parametrize('length', [77, 256, 512])
+def test_sd3_prompts(folder, length):
+  out, parts = folder
+  negative = ['', 'blue boats', 'small']
   with torch.no_grad():
-    context, _, pooled, _ = theirs.encode_prompt(
-      PROMPTS, None, None, do_classifier_free_guidance=False,
+    want = sd3_pipeline(parts).encode_prompt(
+      PROMPTS, None, None, negative_prompt=negative,
       max_sequence_length=length,
     )  # fmt: skip
-  ids = lambda name, n: PromptTokenizer(out / name)(PROMPTS, n)
-  got = text_encoder.sd3_prompt(
-    ours_of(out / 'text_encoder', ids('tokenizer', CLIP_LENGTH)),
-    ours_of(out / 'text_encoder_2', ids('tokenizer_2', CLIP_LENGTH)),
-    t5_of(out / 'text_encoder_3', ids('tokenizer_3', length)),
-  )
+  got = sd3_of(out, PROMPTS, length)
   assert got[0].shape == (3, CLIP_LENGTH + length, 48)
-  close(got[0], context)
-  close(got[1], pooled)
+  against = sd3_of(out, negative, length)
+  for ours, theirs in zip((got[0], against[0], got[1], against[1]), want):
+    close(ours, theirs)
+  # Each prompt is pooled at its end, not at the start that all share.
+  for half in np.split(np.asarray(got[1]), [16], axis=1):
+    assert np.abs(half[0] - half[1]).max() > 1e-3
+
+
+def test_sd3_prompts_in_bfloat16(folder):
+  out, parts = folder
+  with torch.no_grad():
+    context, _, pooled, _ = sd3_pipeline(parts).encode_prompt(
+      PROMPTS, None, None, do_classifier_free_guidance=False,
+      max_sequence_length=77,
+    )  # fmt: skip
+  got = sd3_of(out, PROMPTS, 77, jnp.bfloat16)
+  assert got[0].dtype == got[1].dtype == jnp.bfloat16
+  close_rms(got[0], context)
+  close_rms(got[1], pooled)
+
+
+@pytest.mark.parametrize('name', ['text_encoder', 'flux_text_encoder'])
+def test_export_is_read_back_by_transformers(folder, name, tmp_path):
+  out, parts = folder
+  _, params, fields = load_clip(out / name)
+  table = maps_clip.text_table(**fields)
+  hf.save(tmp_path, table, params, maps_clip.text_to_hf(fields))
+  theirs = parts[name]
+  again, info = type(theirs).from_pretrained(tmp_path, output_loading_info=True)
+  assert not info['missing_keys'] and not info['unexpected_keys']
+  for key, tensor in theirs.state_dict().items():
+    assert torch.equal(tensor, again.state_dict()[key]), key
+  ids = torch.tensor(PromptTokenizer(out / 'tokenizer')(PROMPTS, CLIP_LENGTH))
+  with torch.no_grad():
+    got, want = again.eval()(ids), theirs(ids)
+  for key in want:
+    assert torch.equal(got[key], want[key]), key
 
 
 def test_sd3_without_t5_is_zeros(folder):

@@ -19,8 +19,11 @@ _KEYS = dict(
   buckets='relative_attention_num_buckets',
   max_distance='relative_attention_max_distance',
 )
+_EPS = 1e-6  # that of every published T5, and of `nn.norms.RMSNorm`
 _DEFAULTS = dict(
-  relative_attention_num_buckets=32, relative_attention_max_distance=128
+  relative_attention_num_buckets=32,
+  relative_attention_max_distance=128,
+  layer_norm_epsilon=_EPS,
 )
 
 
@@ -28,13 +31,16 @@ def from_hf(config: Mapping[str, Any]) -> dict[str, Any]:
   """config.json -> fields of `models.t5.T5`.
 
   Raises:
-    UserError: for T5 1.0, whose MLP is another one, or a missing size.
+    UserError: for T5 1.0, whose MLP is another one, another epsilon, or a
+      missing size.
   """
   config = {**_DEFAULTS, **config}
   if config.get('feed_forward_proj') != 'gated-gelu':
     raise UserError(
       'T5 config: feed_forward_proj must be "gated-gelu" (T5 v1.1)'
     )
+  if config['layer_norm_epsilon'] != _EPS:
+    raise UserError(f'T5 config: layer_norm_epsilon must be {_EPS}')
   wrong = [k for k in _KEYS.values() if not isinstance(config.get(k), int)]
   if wrong:
     raise UserError(f'T5 config: {wrong} must be integers')
@@ -50,7 +56,7 @@ def to_hf(fields: Mapping[str, Any]) -> dict[str, Any]:
     'feed_forward_proj': 'gated-gelu',
     'is_gated_act': True,
     'dense_act_fn': 'gelu_new',
-    'layer_norm_epsilon': 1e-6,
+    'layer_norm_epsilon': _EPS,
     'is_encoder_decoder': False,
     'tie_word_embeddings': False,
     'pad_token_id': 0,
