@@ -42,7 +42,16 @@ ARROWS = {
     'umm', 'eval',
   },
   'main': LOW | {'train'},
-  'tools': LOW | {'zoo', 'umm', 'eval', 'train'},
+  'infer': LOW
+  | {
+    'sharding', 'models', 'data', 'rollout', 'rewards', 'ckpt', 'zoo', 'umm',
+    'eval',
+  },
+  'tools': LOW
+  | {
+    'sharding', 'nn', 'data', 'rewards', 'ckpt', 'zoo', 'umm', 'infer', 'eval',
+    'train',
+  },
 }  # fmt: skip
 
 FOREIGN = ('torch', 'torchvision', 'tensorflow', 'diffusers')

@@ -17,6 +17,7 @@ from uae_jax.rollout.flow import FlowSchedule
 from uae_jax.rollout.sampler import Sampler
 from uae_jax.train.step import StepOptions, learn, train_step
 from uae_jax.types import Batch, Captions, Rollout, TrainState
+from uae_jax.umm.painter import Painter
 from uae_jax.umm.umm1 import UMM1, Tokens
 
 IMAGES, GROUP, LENGTH, SIDE = 8, 4, 8, 32
@@ -82,20 +83,17 @@ def parts():
   umm = UMM1(
     vlm=policy.module,
     connector=connector.module,
-    mmdit=decoder.module,
+    painter=Painter(decoder.module, FlowSchedule(2), SIDE, SIDE),
     towers={'clip': Tower(tower.module, 32, half, half)},
     judges={},
     tokens=Tokens(
       template.draw_before, template.draw_after, template.eos, template.pad
     ),
     sampler=Sampler(),
-    schedule=FlowSchedule(2),
     length=LENGTH,
-    side=SIDE,
     bottleneck='text',
     environment='policy',
     share_noise=True,
-    guidance=1.0,
     weights={'clip': 1.0},
   )
   key = jax.random.key(0)

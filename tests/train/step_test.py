@@ -238,13 +238,20 @@ def test_equal_captions_get_equal_images_only_with_shared_noise(share):
 
 
 def test_guidance_moves_away_from_the_empty_caption():
-  umm, _, state, batch = setup(guidance=3.0)
+  plain, _, state, batch = setup()
   state = state()
   policy = policy_of(state)
-  captions = umm.describe(policy, umm.prefill(policy, batch), RNG, 1)
-  plain, *_ = setup()
+  captions = plain.describe(policy, plain.prefill(policy, batch), RNG, 1)
   draw = lambda u: u.draw(policy, state.frozen, captions, None, RNG)
+  painter = dataclasses.replace(plain.painter, guidance=3.0)
+  umm = dataclasses.replace(plain, painter=painter)
   assert float(jnp.abs(draw(umm) - draw(plain)).max()) > 1e-4
+  tokens = dataclasses.replace(umm.tokens, negative=(7, 8))
+  other = dataclasses.replace(umm, tokens=tokens)
+  assert float(jnp.abs(draw(umm) - draw(other)).max()) > 1e-4
+  tokens = dataclasses.replace(umm.tokens, negative=(7,) * 99)
+  with pytest.raises(ValueError, match='negative'):
+    draw(dataclasses.replace(umm, tokens=tokens))
 
 
 def test_the_reference_tree_replaces_the_trained_leaves_only():

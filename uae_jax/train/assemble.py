@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from uae_jax import zoo
-from uae_jax.ckpt import hf, maps_clip
+from uae_jax.ckpt import hf, maps_vit
 from uae_jax.data import pipeline, tokenize
 from uae_jax.data.preprocess import PolicyView
 from uae_jax.data.scenes import grammar
@@ -21,6 +21,7 @@ from uae_jax.rewards.features import Tower
 from uae_jax.rollout.flow import FlowSchedule
 from uae_jax.rollout.sampler import Sampler
 from uae_jax.train.state import weights
+from uae_jax.umm.painter import Painter
 from uae_jax.umm.umm1 import UMM1, Tokens
 
 # The files that a policy folder needs besides weights and config.json.
@@ -144,7 +145,14 @@ def load(config, mesh) -> Parts:
   umm = UMM1(
     vlm=policy.module,
     connector=conditioner.module,
-    mmdit=decoder.module,
+    painter=Painter(
+      decoder.module,
+      FlowSchedule(r.draw_steps, r.shift),
+      config.data.side,
+      config.data.side,
+      guidance=r.guidance,
+      dtype=config.model.dtype,
+    ),
     towers=towers,
     judges=judges,
     tokens=Tokens(
@@ -154,13 +162,10 @@ def load(config, mesh) -> Parts:
       pad=template.pad,
     ),
     sampler=Sampler(r.temperature, r.top_k, r.top_p),
-    schedule=FlowSchedule(r.draw_steps, r.shift),
     length=r.length,
-    side=config.data.side,
     bottleneck=r.bottleneck,
     environment=r.environment,
     share_noise=r.share_noise,
-    guidance=r.guidance,
     weights={name: 1.0 / len(towers) for name in towers},
   )
   return Parts(
@@ -227,10 +232,9 @@ def policy_view(folder: Path, module, max_pixels: int) -> PolicyView:
 
 
 def tower_from_folder(folder: Path) -> tuple[zoo.Model, Tower]:
-  """A CLIP folder -> its model, and the tower with its preprocessing."""
+  """A tower's folder -> its model, and the tower with its preprocessing."""
   model = zoo.tower_from_folder(folder)
-  pre = maps_clip.read_preprocess(folder)
-  return model, Tower(model.module, pre.size, pre.mean, pre.std)
+  return model, Tower(model.module, **maps_vit.read_view(folder))
 
 
 def new_tower(config) -> tuple[zoo.Model, Tower, Any]:

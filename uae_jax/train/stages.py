@@ -115,10 +115,10 @@ class Pretrain:
     )
     cond = umm.condition(params['policy'], params['connector'], captions)
     cond = jax.tree.map(lambda x: x[:, 0], cond)
-    x0 = batch.image * 2 - 1
+    x0 = umm.painter.encode(params, batch.image)
     time_rng, noise_rng = jax.random.split(rng)
     t = flow.sample_t(time_rng, x0.shape[0], mean=self.t_mean, std=self.t_std)
     noise = jax.random.normal(noise_rng, x0.shape)
     x = flow.noised(x0, noise, t)
-    v = umm.velocity(params['decoder'], x, t * 1000, cond)
+    v = umm.painter.velocity(params, x, t * flow.TIMES, cond)
     return jnp.mean((v - flow.velocity_target(x0, noise)) ** 2)

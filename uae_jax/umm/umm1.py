@@ -16,27 +16,31 @@ from jaxtyping import Array, Float, Key
 
 from uae_jax import trees
 from uae_jax.models.connector import Connector
-from uae_jax.models.mmdit import MMDiT
 from uae_jax.models.vlm import VLM
 from uae_jax.rewards import reconstruction
 from uae_jax.rewards.features import Tower
 from uae_jax.rollout import caption
-from uae_jax.rollout.flow import FlowSchedule
-from uae_jax.rollout.paint import paint
 from uae_jax.rollout.sampler import Sampler
 from uae_jax.types import Batch, Captions, Prefix, Rollout
+from uae_jax.umm.painter import Painter
 
 Params = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-  """Special ids and the text-to-image template around a caption."""
+  """Special ids and the text-to-image template around a caption.
+
+  Attributes:
+    negative: what guidance leads away from, in the caption's place; () is
+      the empty caption.
+  """
 
   draw_before: tuple[int, ...]
   draw_after: tuple[int, ...]
   eos: int
   pad: int
+  negative: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,33 +49,30 @@ class UMM1:
 
   Frozen parameters are a dict: `policy` (the untrained rest), `reference`
   (trained leaves before training, only where a term needs them),
-  `connector`, `decoder`, `reward` and `judges` (by tower name).
+  `connector`, `decoder`, `vae` (where the painter has one), `reward` and
+  `judges` (by tower name).
 
   Attributes:
+    painter: what draws; its guidance is against `tokens.negative`.
     length: caption budget L, EOS included.
-    side: side of the drawn image in pixels.
     bottleneck: 'text' re-encodes the caption alone, 'hidden' hands over the
       captioning pass's own states, which have seen the image.
     environment: 'policy' or 'reference' re-encodes the caption.
     share_noise: the G drawings of one image start from the same noise.
-    guidance: classifier-free guidance against the empty caption; 1 is off.
     weights: reward weight by tower name.
   """
 
   vlm: VLM
   connector: Connector
-  mmdit: MMDiT
+  painter: Painter
   towers: Mapping[str, Tower]
   judges: Mapping[str, Tower]
   tokens: Tokens
   sampler: Sampler
-  schedule: FlowSchedule
   length: int
-  side: int
   bottleneck: str
   environment: str
   share_noise: bool
-  guidance: float
   weights: Mapping[str, float]
 
   def prefill(self, policy: Params, batch: Batch) -> Prefix:
@@ -121,12 +122,6 @@ class UMM1:
     context, pooled = self.connector.apply({'params': connector}, hidden, mask)
     return dict(context=context, pooled=pooled, mask=mask)
 
-  def velocity(self, decoder: Params, x: Array, t: Array, cond) -> Array:
-    """The MM-DiT's velocity for N images; t in 0..1000."""
-    return self.mmdit.apply(
-      {'params': decoder}, x, t, cond['context'], cond['pooled'], cond['mask']
-    )
-
   def draw(
     self,
     policy: Params,
@@ -134,33 +129,45 @@ class UMM1:
     captions: Captions,
     prefix: Prefix | None,
     rng: Key[Array, ''],
-  ) -> Float[Array, 'B G R R 3']:
+  ) -> Float[Array, 'B G R Q 3']:
     """Draws every caption with the frozen decoder; pixels in [0, 1]."""
     if self.environment == 'reference':
       policy = reference(frozen, policy)
     cond = self.condition(policy, frozen['connector'], captions, prefix)
     b, g, _ = captions.tokens.shape
-    shape = (b, 1 if self.share_noise else g, self.side, self.side, 3)
-    noise = jax.random.normal(rng, shape, jnp.float32)
-    noise = jnp.broadcast_to(noise, (b, g, *shape[2:]))
+    noise = self.painter.noise(rng, b, 1 if self.share_noise else g)
+    noise = jnp.broadcast_to(noise, (b, g, *noise.shape[2:]))
     flat = lambda x: x.reshape(b * g, *x.shape[2:])
     unconditional = None
-    if self.guidance != 1.0:
-      empty = captions.replace(mask=jnp.zeros_like(captions.mask))
+    if self.painter.guidance != 1.0:
+      negative = self.negative(captions)
       unconditional = jax.tree.map(
-        flat, self.condition(policy, frozen['connector'], empty)
+        flat, self.condition(policy, frozen['connector'], negative)
       )
-    with jax.named_scope('draw'):
-      x = paint(
-        lambda x, t, c: self.velocity(frozen['decoder'], x, t, c),
-        flat(noise),
-        jax.tree.map(flat, cond),
-        self.schedule,
-        guidance=self.guidance,
-        unconditional=unconditional,
+    images = self.painter(
+      frozen, flat(noise), jax.tree.map(flat, cond), unconditional
+    )
+    return images.reshape(b, g, *images.shape[1:])
+
+  def negative(self, captions: Captions) -> Captions:
+    """What guidance leads away from, in the shape of `captions`.
+
+    Raises:
+      ValueError: it is longer than the captions may be.
+    """
+    ids = jnp.array(self.tokens.negative, jnp.int32)
+    length = captions.tokens.shape[-1]
+    if len(ids) > length:
+      raise ValueError(
+        f'the negative prompt has {len(ids)} tokens, captions have {length}'
       )
-    x = x.reshape(b, g, *x.shape[1:])
-    return jnp.clip(x * 0.5 + 0.5, 0.0, 1.0)
+    row = jnp.full(length, self.tokens.pad, jnp.int32).at[: len(ids)].set(ids)
+    return captions.replace(
+      tokens=jnp.broadcast_to(row, captions.tokens.shape),
+      mask=jnp.broadcast_to(
+        jnp.arange(length) < len(ids), captions.tokens.shape
+      ),
+    )
 
   def draw_from_text(
     self,
@@ -168,7 +175,7 @@ class UMM1:
     frozen: Params,
     captions: Captions,
     rng: Key[Array, ''],
-  ) -> Float[Array, 'B G R R 3']:
+  ) -> Float[Array, 'B G R Q 3']:
     """Plain text-to-image: `draw` with no image anywhere behind it."""
     return self.draw(policy, frozen, captions, None, rng)
 
@@ -184,8 +191,8 @@ class UMM1:
     self,
     towers: Mapping[str, Tower],
     params: Params,
-    source: Float[Array, 'B R R 3'],
-    images: Float[Array, 'B G R R 3'],
+    source: Float[Array, 'B R Q 3'],
+    images: Float[Array, 'B G R Q 3'],
   ) -> dict[str, Float[Array, 'B G']]:
     """Cosine of source and reconstruction, by tower."""
     b, g = images.shape[:2]

@@ -1,0 +1,110 @@
+"""The decoder half of UMM-1: conditioning and noise -> pixels.
+
+A velocity model (`models.mmdit` or `models.flux`), the noise levels it is
+run at, its guidance, and the VAE whose latents it moves; without a VAE the
+flow is over pixels in [-1, 1]. Letters as in `types`; N drawings, h and w
+sides of a latent, R and Q of an image.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from uae_jax.models.flux import Flux
+from uae_jax.models.mmdit import MMDiT
+from uae_jax.models.vae import VAE
+from uae_jax.rollout.flow import FlowSchedule
+from uae_jax.rollout.paint import paint
+
+Params = Mapping[str, Any]  # `decoder` and, where there is one, `vae`
+Conditioning = Mapping[str, Array]  # context [N L E], pooled [N F], mask [N L]
+
+
+@dataclasses.dataclass(frozen=True)
+class Painter:
+  """Modules and options; parameters travel separately.
+
+  Attributes:
+    decoder: the velocity model.
+    schedule: its noise levels.
+    height: of the image in pixels.
+    width: of the image in pixels.
+    guidance: classifier-free guidance; 1 is off and costs one pass a step.
+    vae: None where the flow is over pixels.
+    dtype: the decoder and the VAE compute in it.
+  """
+
+  decoder: MMDiT | Flux
+  schedule: FlowSchedule
+  height: int
+  width: int
+  guidance: float = 1.0
+  vae: VAE | None = None
+  dtype: str = 'float32'
+
+  @property
+  def shape(self) -> tuple[int, int, int]:
+    """[h w C] of what the flow moves."""
+    if self.vae is None:
+      return self.height, self.width, 3
+    f = self.vae.factor
+    return self.height // f, self.width // f, self.vae.latent
+
+  def noise(self, rng: Key[Array, ''], *lead: int) -> Float[Array, '*n h w C']:
+    """fp32 noise of leading axes `lead`."""
+    return jax.random.normal(rng, (*lead, *self.shape), jnp.float32)
+
+  def velocity(
+    self,
+    params: Params,
+    x: Float[Array, 'N h w C'],
+    t: Float[Array, 'N'],
+    cond: Conditioning,
+  ) -> Float[Array, 'N h w C']:
+    """The decoder's velocity at times t in 0..1000."""
+    return self.decoder.apply(
+      {'params': params['decoder']},
+      x, t, cond['context'], cond['pooled'], cond.get('mask'),
+    )  # fmt: skip
+
+  def encode(
+    self, params: Params, images: Float[Array, 'N R Q 3']
+  ) -> Float[Array, 'N h w C']:
+    """Images in [0, 1] -> where the flow ends."""
+    x = images * 2 - 1
+    if self.vae is None:
+      return x
+    return self.vae.apply({'params': params['vae']}, x, method='encode')
+
+  def decode(
+    self, params: Params, x: Float[Array, 'N h w C']
+  ) -> Float[Array, 'N R Q 3']:
+    """Where the flow ends -> fp32 images in [0, 1]."""
+    if self.vae is not None:
+      x = self.vae.apply(
+        {'params': params['vae']}, x.astype(self.dtype), method='decode'
+      )
+    return jnp.clip(x.astype(jnp.float32) * 0.5 + 0.5, 0.0, 1.0)
+
+  def __call__(
+    self,
+    params: Params,
+    noise: Float[Array, 'N h w C'],
+    cond: Conditioning,
+    unconditional: Conditioning | None = None,
+  ) -> Float[Array, 'N R Q 3']:
+    """Draws N images; `unconditional` is needed where guidance is on."""
+    with jax.named_scope('draw'):
+      x = paint(
+        lambda x, t, c: self.velocity(params, x, t, c),
+        noise.astype(self.dtype),
+        cond,
+        self.schedule,
+        guidance=self.guidance,
+        unconditional=unconditional,
+      )
+      return self.decode(params, x)

@@ -1,0 +1,103 @@
+"""What the zoo knows of one model, and where its folder is."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from uae_jax.ckpt import hf
+from uae_jax.errors import UserError
+from uae_jax.sharding import rules
+
+ASSETS = Path(__file__).parent.parent / 'assets'
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """A module with everything needed to place, load and save it.
+
+  Attributes:
+    module: the Flax module.
+    init: key -> parameters.
+    table: checkpoint rows.
+    rules: sharding rules.
+    hub_config: contents of config.json.
+    stem: file stem of its safetensors.
+    ignore: hub tensors that are known and unused.
+    rename: folds a file's names into the table's.
+  """
+
+  module: Any
+  init: Callable[[Any], Any]
+  table: Sequence[hf.Row]
+  rules: Sequence[rules.Rule]
+  hub_config: Mapping[str, Any]
+  stem: str = 'model'
+  ignore: Sequence[str] = ()
+  rename: Callable[[str], str] = lambda name: name
+
+  def shapes(self):
+    """Parameter shapes, without computing them."""
+    return jax.eval_shape(self.init, jax.random.key(0))
+
+  def load(self, folder: Path, dtype: Any = np.float32):
+    """Host parameters from a hub folder; see `ckpt.hf.load`."""
+    return hf.load(
+      folder,
+      self.table,
+      self.shapes(),
+      stem=self.stem,
+      dtype=dtype,
+      ignore=self.ignore,
+      rename=self.rename,
+    )
+
+  def save(self, folder: Path, params: Any, dtype: Any = None) -> None:
+    """Writes a hub folder that transformers or diffusers reads."""
+    hf.save(
+      folder,
+      self.table,
+      params,
+      self.hub_config,
+      stem=self.stem,
+      dtype=dtype,
+    )
+
+
+def resolve(name: str) -> Path:
+  """`bundled:NAME`, a path or ORG/REPOSITORY -> an existing folder.
+
+  Raises:
+    UserError: when there is no such folder, nor a download of such a name.
+  """
+  if name.startswith('bundled:'):
+    folder = ASSETS / name.removeprefix('bundled:')
+    if not folder.is_dir():
+      have = sorted(
+        str(p.parent.relative_to(ASSETS)) for p in ASSETS.rglob('config.json')
+      )
+      raise UserError(f'no bundled weights {name!r}; there are {have}')
+    return folder
+  folder = Path(name).expanduser()
+  if folder.is_dir():
+    return folder
+  if re.fullmatch(r'[\w.-]+/[\w.-]+', name):
+    return _cached(name)
+  raise UserError(f'checkpoint folder {folder} does not exist')
+
+
+def _cached(name: str) -> Path:
+  """The folder that the hub's cache has for a repository; nothing is loaded."""
+  import huggingface_hub  # not on the way of runs that name folders
+
+  try:
+    return Path(huggingface_hub.snapshot_download(name, local_files_only=True))
+  except (OSError, ValueError):
+    raise UserError(
+      f'there is no folder {name} and the hub cache has no such repository; '
+      f'download it with: hf download {name}'
+    ) from None
