@@ -23,7 +23,7 @@ def get_config(variant: str = '') -> ConfigDict:
   c.train.images = 24  # source images per step
   c.train.group_size = 8  # captions per image
   c.train.seed = 0
-  c.train.lr = 6e-4
+  c.train.lr = 8e-4
   c.train.trainable = (r'lm/.*',)  # regexes over policy parameter paths
   c.train.max_skipped = 10  # non-finite updates in a row before stopping
 
@@ -68,6 +68,7 @@ def get_config(variant: str = '') -> ConfigDict:
   # scenes:validation for choosing settings; for photographs, images:DIR.
   c.data.heldout = 'scenes:heldout'
   c.data.prompt = 'describe every object in the image'
+  c.data.system = ''  # system turn of the chat template; '': none
   c.data.side = 32  # pixels of the drawn image
   c.data.max_pixels = 1024  # of the image as the policy sees it
 

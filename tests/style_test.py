@@ -39,9 +39,9 @@ ARROWS = {
   'train': LOW
   | {
     'sharding', 'models', 'data', 'rollout', 'rewards', 'rl', 'ckpt', 'zoo',
-    'umm', 'eval',
+    'umm', 'eval', 'infer',
   },
-  'main': LOW | {'train'},
+  'main': LOW | {'sharding', 'train'},
   'infer': LOW
   | {
     'sharding', 'models', 'data', 'rollout', 'rewards', 'ckpt', 'zoo', 'umm',

@@ -4,7 +4,6 @@ Trains what the config says. Running the same command again resumes. Exit
 code 0 when done, 2 with one line when the user can fix it.
 """
 
-import os
 import re
 import sys
 from pathlib import Path
@@ -41,15 +40,10 @@ def main(argv: list[str]) -> int:
     raise UserError(f'config file {path} does not exist')
   workdir = Path(WORKDIR.value or default_workdir(config_file)).expanduser()
 
-  import jax
-
+  from uae_jax.sharding import mesh
   from uae_jax.train import loop
 
-  cache = os.environ.get(
-    'JAX_COMPILATION_CACHE_DIR', str(Path.home() / '.cache' / 'uae_jax')
-  )
-  jax.config.update('jax_compilation_cache_dir', cache)
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 2)
+  mesh.use_compilation_cache()
   return loop.run(CONFIG.value, workdir)
 
 

@@ -63,7 +63,7 @@ def _equal(a, b):
 def test_scene_batches_have_the_documented_layout(example, tok):
   source = pipeline.make_source('scenes:train')
   batch = next(pipeline.make_loader(source, example, batch=3, seed=0))
-  prefix = example.prefix_length
+  prefix = example.view.max_tokens + example.template.overhead
   want = dict(
     patches=((3, 64, 96), 'float32'),
     patch_hw=((3, 64, 2), 'int32'),

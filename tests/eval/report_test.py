@@ -98,7 +98,7 @@ def test_gallery_pairs_the_first_and_the_last(run):
   add_gallery(run, 2, ['never', 'shown'])
   add_gallery(run, 4, ['a b', 'b c'])
   gallery = written(run)[1]['gallery']
-  assert gallery['steps'] == [0, 4]
+  assert gallery['labels'] == ['before, step 0', 'after, step 4']
   assert gallery['columns'] == ['reward', 'judge_a']
   first = gallery['items'][0]
   assert first['captions'] == ['a', 'a b']
@@ -164,7 +164,8 @@ def test_a_gallery_without_scores(run):
     scores=np.zeros((1, 0)), columns=[],
   )  # fmt: skip
   gallery = written(run)[1]['gallery']
-  assert gallery['columns'] == [] and gallery['items'][0]['scores'] == [[], []]
+  assert gallery['columns'] == [] and gallery['items'][0]['scores'] == [[]]
+  assert gallery['labels'] == ['step 0']
 
 
 def test_a_failed_save_keeps_the_gallery_that_was_there(run, monkeypatch):

@@ -185,11 +185,6 @@ class MakeExample:
   tokenizer: tokenize.Tokenizer | None = None  # for captions
   detail: grammar.Detail | None = None  # of a second, partial caption
 
-  @property
-  def prefix_length(self) -> int:
-    """S of a batch."""
-    return self.view.max_tokens + self.template.overhead
-
   def __call__(self, record: Example, rng: np.random.Generator) -> Example:
     """The arrays of `types.Batch` for one image, and `truth` if it is known.
 
@@ -197,12 +192,7 @@ class MakeExample:
       UserError: captions are asked of images that have none.
     """
     image = record['image']
-    example = preprocess.add_prefix(
-      self.view(image), self.template, self.view.merge
-    )
-    example = preprocess.pad_to(
-      example, self.view.max_patches, self.prefix_length, self.template.pad
-    )
+    example = preprocess.prefix_of(image, self.view, self.template)
     square = preprocess.square_view(image, self.image_side)
     example['image'] = square.astype(np.float32) / 255
     if 'truth' in record:

@@ -223,6 +223,15 @@ class PolicyView:
     )
 
 
+def prefix_of(
+  image: Image.Image | np.ndarray, view: PolicyView, template: Template
+) -> Example:
+  """One image and the prompt as the policy reads them, padded to the bound."""
+  example = add_prefix(view(image), template, view.merge)
+  tokens = view.max_tokens + template.overhead
+  return pad_to(example, view.max_patches, tokens, template.pad)
+
+
 def add_prefix(example: Example, template: Template, merge: int) -> Example:
   """Adds `prefix_ids`, `prefix_positions` and `prefix_mask`, unpadded.
 

@@ -181,8 +181,16 @@ class Template:
   pad: int
 
   @classmethod
-  def from_tokenizer(cls, tok: Tokenizer, prompt: str) -> 'Template':
+  def from_tokenizer(
+    cls, tok: Tokenizer, prompt: str, system: str = ''
+  ) -> 'Template':
     """The template that asks for a caption with `prompt`.
+
+    Args:
+      tok: the tokenizer.
+      prompt: the user's words beside the image.
+      system: of a system turn before both uses; '' has none. Qwen's own
+        template puts 'You are a helpful assistant.' where nothing is said.
 
     Raises:
       UserError: the prompt is empty or spells an image token, or the
@@ -192,9 +200,11 @@ class Template:
       raise UserError('the caption prompt is empty; say what to describe')
     for token in SPECIAL:
       tok.id(token)
-      if token in prompt:
+      if token in prompt + system:
         raise UserError(f'the caption prompt contains {token}; remove it')
     user = '<|im_start|>user\n'
+    if system:
+      user = f'<|im_start|>system\n{system}<|im_end|>\n{user}'
     answer = '<|im_end|>\n<|im_start|>assistant\n'
     return cls(
       before_image=tok.encode(user + '<|vision_start|>'),

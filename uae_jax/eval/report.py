@@ -76,6 +76,10 @@ CURVES = {
   'Gradient norm': {'optim/grad_norm': 'norm'},
   'Step time, seconds': {'time/step': 'step'},
 }  # fmt: skip
+INTRO = (
+  'Unified-GRPO report. A caption is written for each image, the image is '
+  'redrawn from the caption, and the similarity of the two is the reward.'
+)
 POINTS = 400  # of one series; longer ones are averaged
 THUMBNAIL = 256  # pixels, longest side of a picture on the page
 
@@ -130,6 +134,7 @@ def write_report(workdir: Path) -> Path:
   rows = _read_rows(workdir / 'metrics.jsonl')
   data = dict(
     title=workdir.name or 'run',
+    intro=INTRO,
     config=[
       [key, _text(config[key]), ROLES[key] if key in ROLES else '']
       for key in SHOWN
@@ -139,10 +144,14 @@ def write_report(workdir: Path) -> Path:
     curves=curves(rows),
     gallery=gallery(sorted((workdir / 'gallery').glob('step_*.npz'))),
   )
+  return write_page(workdir / 'report.html', data)
+
+
+def write_page(path: Path, data: Mapping[str, Any]) -> Path:
+  """Fills the template with `data`, whole or not at all; returns `path`."""
   template = resources.files('uae_jax.eval').joinpath('report_template.html')
   # Every < is written as an escape, so that no caption can end the script.
   text = json.dumps(data, allow_nan=False).replace('<', '\\u003c')
-  path = workdir / 'report.html'
   part = path.with_suffix('.part')
   page = template.read_text('utf-8').replace('__DATA__', text)
   part.write_text(page, 'utf-8')
@@ -218,19 +227,24 @@ def gallery(files: Sequence[Path]) -> dict[str, Any] | None:
   """
   if not files:
     return None
-  before, after = _read_gallery(files[0]), _read_gallery(files[-1])
+  ends = [files[0], files[-1]] if len(files) > 1 else [files[0]]
+  galleries = [_read_gallery(file) for file in ends]
   items = [
     dict(
-      source=data_uri(after['source'][i]),
-      images=[data_uri(g['reconstruction'][i]) for g in (before, after)],
-      captions=[str(g['captions'][i]) for g in (before, after)],
-      scores=[_finite(g['scores'][i]) for g in (before, after)],
+      source=data_uri(galleries[-1]['source'][i]),
+      images=[data_uri(g['reconstruction'][i]) for g in galleries],
+      captions=[str(g['captions'][i]) for g in galleries],
+      scores=[_finite(g['scores'][i]) for g in galleries],
     )
-    for i in range(min(len(before['source']), len(after['source'])))
+    for i in range(min(len(g['source']) for g in galleries))
   ]
-  steps = [int(f.stem.removeprefix('step_')) for f in (files[0], files[-1])]
+  steps = [f'step {int(f.stem.removeprefix("step_"))}' for f in ends]
+  if len(steps) > 1:
+    steps = [f'before, {steps[0]}', f'after, {steps[1]}']
   return dict(
-    steps=steps, columns=[str(c) for c in after['columns']], items=items
+    labels=steps,
+    columns=[str(c) for c in galleries[-1]['columns']],
+    items=items,
   )
 
 

@@ -1,11 +1,23 @@
 """The ('data', 'model') device mesh; `data` doubles as the FSDP axis."""
 
+import os
+from pathlib import Path
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from uae_jax.errors import UserError
+
+
+def use_compilation_cache() -> None:
+  """Keeps compiled programs between runs, in ~/.cache/uae_jax if not told."""
+  cache = os.environ.get(
+    'JAX_COMPILATION_CACHE_DIR', str(Path.home() / '.cache' / 'uae_jax')
+  )
+  jax.config.update('jax_compilation_cache_dir', cache)
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 2)
 
 
 def make_mesh(data: int, model: int) -> Mesh:

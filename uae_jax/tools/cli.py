@@ -1,24 +1,121 @@
 """What every command does around its work: flags in, exit code out."""
 
+import dataclasses
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 from absl import flags
 
+from uae_jax.data.pipeline import ImageSource
 from uae_jax.errors import UserError
+from uae_jax.infer.options import Options
+from uae_jax.infer.results import Results
+
+_DEFINE = {
+  int: flags.DEFINE_integer,
+  float: flags.DEFINE_float,
+  float | None: flags.DEFINE_float,
+  str: flags.DEFINE_string,
+}
+_HELP = {
+  'prompt': 'What the captioner is asked.',
+  'system': 'System turn of the chat template.',
+  'max_pixels': 'Of an image as the captioner sees it.',
+  'length': 'Caption budget in tokens.',
+  'temperature': '0 is greedy.',
+  'top_k': 'Tokens drawn from; 0 is all.',
+  'top_p': 'Probability mass drawn from.',
+  'height': 'Of a drawing in pixels.',
+  'width': 'Of a drawing in pixels.',
+  'steps': 'Of the decoder.',
+  'shift': 'Of its noise levels.',
+  'guidance': 'Strength of the guidance.',
+  'negative': 'What guidance leads away from.',
+  'dtype': 'float32 or bfloat16.',
+  'batch': 'Items at once.',
+}
+CAPTION = (
+  'prompt', 'system', 'max_pixels', 'length', 'temperature', 'top_k', 'top_p',
+)  # fmt: skip
+DRAW = ('height', 'width', 'steps', 'shift', 'guidance', 'negative')
+BOTH = ('dtype', 'batch')
+
+
+def define_options(*names: str) -> Callable[[], dict[str, Any]]:
+  """Flags for fields of `Options`, unset unless said; returns their reader."""
+  kinds = {field.name: field.type for field in dataclasses.fields(Options)}
+  for name in names:
+    _DEFINE[kinds[name]](name, None, _HELP[name])
+  return lambda: {name: flags.FLAGS[name].value for name in names}
+
+
+def batches(
+  items: Sequence[Any], size: int, done: Iterable[Any]
+) -> Iterator[tuple[int, list[Any]]]:
+  """(number, items) of every batch that has something left to do.
+
+  Batches are cut from the whole list, so that a batch is the same one
+  whenever it is made.
+  """
+  done = set(done)
+  for start in range(0, len(items), size):
+    part = list(items[start : start + size])
+    if not done.issuperset(part):
+      yield start // size, part
+
+
+def settings(options: Options) -> dict[str, Any]:
+  """What decides how an item is made, for `Results`."""
+  return dataclasses.asdict(options)
+
+
+def names(source: ImageSource) -> list[str]:
+  """The images' paths below their folder."""
+  return [os.path.relpath(path, source.folder) for path in source.paths]
+
+
+def read(
+  source: ImageSource,
+  names: Sequence[str],
+  part: Sequence[str],
+  results: Results,
+) -> dict[str, Any]:
+  """The images of a batch; a corrupt one becomes a row of its own."""
+  index = {name: i for i, name in enumerate(names)}
+  records = {name: source.read(index[name]) for name in part}
+  results.add(
+    [
+      {'name': name, 'error': 'cannot be read'}
+      for name, record in records.items()
+      if record is None and name not in results.rows
+    ]
+  )
+  return {n: r['image'] for n, r in records.items() if r is not None}
+
+
+def summary(results: Results) -> str:
+  """How many items there are, and how many could not be read."""
+  bad = sum('error' in row for row in results.rows.values())
+  done = f'{len(results.rows) - bad} done'
+  return f'{done}, {bad} could not be read' if bad else done
 
 
 def run(main: Callable[[], None]) -> None:
   """Parses the flags, runs `main`, exits.
 
-  The exit code is 0, or 2 with one line on stderr for what a user can fix: a
-  flag, a folder, a file.
+  The exit code is 0, 130 after Ctrl-C, or 2 with one line on stderr for what
+  a user can fix: a flag, a folder, a file.
   """
   try:
     rest = flags.FLAGS(sys.argv)[1:]
     if rest:
       raise UserError(f'unexpected argument {rest[0]!r}: flags start with --')
     main()
+  except KeyboardInterrupt:
+    print('\nstopped; run the same command to go on', file=sys.stderr)
+    sys.exit(130)
   except (UserError, flags.Error, OSError) as e:
     lines = str(e).strip().splitlines() or [type(e).__name__]
     print(f'uae_jax: {lines[0]}', file=sys.stderr)

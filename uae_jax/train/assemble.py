@@ -11,18 +11,20 @@ import jax
 import numpy as np
 
 from uae_jax import zoo
-from uae_jax.ckpt import hf, maps_vit
+from uae_jax.ckpt import maps_vit
 from uae_jax.data import pipeline, tokenize
-from uae_jax.data.preprocess import PolicyView
 from uae_jax.data.scenes import grammar
 from uae_jax.errors import UserError
+from uae_jax.infer.load import policy_view
+from uae_jax.infer.options import FILE
+from uae_jax.infer.painters import PARTS, load_painter
 from uae_jax.models import clip, connector, mmdit, vlm
 from uae_jax.rewards.features import Tower
 from uae_jax.rollout.flow import FlowSchedule
 from uae_jax.rollout.sampler import Sampler
-from uae_jax.train.state import weights
 from uae_jax.umm.painter import Painter
 from uae_jax.umm.umm1 import UMM1, Tokens
+from uae_jax.zoo import weights
 
 # The files that a policy folder needs besides weights and config.json.
 PROCESSORS = (
@@ -101,7 +103,7 @@ def load(config, mesh) -> Parts:
   seed, dtype = config.train.seed, config.model.dtype
   kw = dict(remat=config.model.remat)
   policy, processors = policy_model(config, dtype=dtype, **kw)
-  decoder, conditioner = decoder_models(config, policy, **kw)
+  drawing, conditioner, painter = painter_models(config, policy, **kw)
   towers, judges = {}, {}
   params = {'reward': {}, 'judges': {}}
   for names, group, kind in (
@@ -113,18 +115,17 @@ def load(config, mesh) -> Parts:
       model, group[name] = tower_from_folder(zoo.resolve(folder))
       params[kind][name] = weights(model, folder, mesh)
 
-  part = lambda name, sub: f'{name}/{sub}' if name else ''
-  params |= {
-    'policy': weights(policy, config.ckpt.policy, mesh, seed=seed),
-    'decoder': weights(
-      decoder, part(config.ckpt.decoder, 'transformer'), mesh, seed=seed + 1
-    ),
-    'connector': weights(
-      conditioner, part(config.ckpt.decoder, 'connector'), mesh, seed=seed + 2
-    ),
-  }
+  params['policy'] = weights(policy, config.ckpt.policy, mesh, seed=seed)
+  parts = {**PARTS, 'connector': 'connector'}
+  for i, (name, model) in enumerate(
+    {**drawing, 'connector': conditioner}.items(), 1
+  ):
+    at = config.ckpt.decoder and f'{config.ckpt.decoder}/{parts[name]}'
+    params[name] = weights(model, at, mesh, seed=seed + i)
   tokenizer = tokenize.load_tokenizer(processors)
-  template = tokenize.Template.from_tokenizer(tokenizer, config.data.prompt)
+  template = tokenize.Template.from_tokenizer(
+    tokenizer, config.data.prompt, config.data.system
+  )
   view = policy_view(processors, policy.module, config.data.max_pixels)
 
   def example(source, training: bool):
@@ -145,14 +146,7 @@ def load(config, mesh) -> Parts:
   umm = UMM1(
     vlm=policy.module,
     connector=conditioner.module,
-    painter=Painter(
-      decoder.module,
-      FlowSchedule(r.draw_steps, r.shift),
-      config.data.side,
-      config.data.side,
-      guidance=r.guidance,
-      dtype=config.model.dtype,
-    ),
+    painter=painter,
     towers=towers,
     judges=judges,
     tokens=Tokens(
@@ -169,7 +163,14 @@ def load(config, mesh) -> Parts:
     weights={name: 1.0 / len(towers) for name in towers},
   )
   return Parts(
-    umm, policy, conditioner, decoder, params, processors, tokenizer, example
+    umm,
+    policy,
+    conditioner,
+    drawing['decoder'],
+    params,
+    processors,
+    tokenizer,
+    example,
   )
 
 
@@ -204,37 +205,58 @@ def policy_model(config, **kw) -> tuple[zoo.Model, Path]:
   return zoo.policy(fields, tokens, **kw), folder
 
 
-def decoder_models(config, policy, **kw) -> tuple[zoo.Model, zoo.Model]:
-  """MM-DiT and connector, from folders or from the named variant."""
-  width = policy.module.lm['width']
+def painter_models(
+  config, policy, **kw
+) -> tuple[dict[str, zoo.Model], zoo.Model, Painter]:
+  """What draws, the connector, and the painter of both.
+
+  They are of the folder ckpt.decoder, or of the named variant.
+  """
+  width, variant = policy.module.lm['width'], config.model.variant
+  r, side, dtype = config.rollout, config.data.side, config.model.dtype
+  size = dict(height=side, width=side, guidance=r.guidance, dtype=dtype)
   if config.ckpt.decoder:
     folder = zoo.resolve(config.ckpt.decoder)
-    decoder = zoo.decoder_from_folder(folder / 'transformer', **kw)
-    return decoder, zoo.conditioner_from_folder(folder / 'connector', width)
-  variant = config.model.variant
+    models, painter = load_painter(
+      folder, steps=r.draw_steps, shift=r.shift, **size, **kw
+    )
+    conditioner = zoo.conditioner_from_folder(folder / 'connector', width)
+    return models, conditioner, painter
   decoder = zoo.decoder(mmdit.VARIANTS[variant], **kw)
-  return decoder, zoo.conditioner(connector.VARIANTS[variant], width)
-
-
-def policy_view(folder: Path, module, max_pixels: int) -> PolicyView:
-  """How the policy sees an image: preprocessor_config.json and the tower."""
-  config = hf.read_config(folder, 'preprocessor_config.json')
-  vision = module.vision
-  return PolicyView(
-    patch=vision['patch'],
-    merge=vision['merge'],
-    window=vision['window'],
-    min_pixels=min(config['min_pixels'], max_pixels),
-    max_pixels=max_pixels,
-    mean=tuple(config['image_mean']),
-    std=tuple(config['image_std']),
-  )
+  schedule = FlowSchedule(r.draw_steps, r.shift)
+  painter = Painter(decoder.module, schedule, **size)
+  conditioner = zoo.conditioner(connector.VARIANTS[variant], width)
+  return {'decoder': decoder}, conditioner, painter
 
 
 def tower_from_folder(folder: Path) -> tuple[zoo.Model, Tower]:
   """A tower's folder -> its model, and the tower with its preprocessing."""
   model = zoo.tower_from_folder(folder)
   return model, Tower(model.module, **maps_vit.read_view(folder))
+
+
+def write_options(config, folder: Path) -> None:
+  """umm.json of an exported policy: tools describe and draw as the run did."""
+  r = config.rollout
+  start, decoder = (
+    name if name.startswith('bundled:') else str(zoo.resolve(name).absolute())
+    for name in (config.ckpt.policy, config.ckpt.decoder)
+  )
+  options = {
+    'policy': 'policy',
+    'reader': start if r.environment == 'reference' else 'policy',
+    'decoder': decoder,
+    'prompt': config.data.prompt,
+    'system': config.data.system,
+    'max_pixels': config.data.max_pixels,
+    'length': r.length,
+    'height': config.data.side,
+    'width': config.data.side,
+    'steps': r.draw_steps,
+    'shift': r.shift,
+    'guidance': r.guidance,
+  }
+  (folder / FILE).write_text(json.dumps(options, indent=2) + '\n')
 
 
 def new_tower(config) -> tuple[zoo.Model, Tower, Any]:

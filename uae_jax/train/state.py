@@ -1,40 +1,16 @@
-"""Building a TrainState: load or draw weights, split, place, add moments."""
+"""Building a TrainState: split the weights, add the optimizer's moments."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from uae_jax import trees
-from uae_jax.ckpt import hf
-from uae_jax.sharding import rules
 from uae_jax.types import TrainState
-from uae_jax.zoo import Model, resolve
-
-
-def weights(
-  model: Model, folder: str, mesh: Mesh, *, seed: int = 0, dtype=np.float32
-) -> Any:
-  """Placed parameters: from a hub folder, or random where `folder` is ''."""
-  shardings = rules.shardings(model.shapes(), model.rules, mesh)
-  if not folder:
-    init = jax.jit(model.init, out_shardings=shardings)
-    return init(jax.random.key(seed))
-  return hf.load(
-    resolve(folder),
-    model.table,
-    model.shapes(),
-    stem=model.stem,
-    dtype=dtype,
-    ignore=model.ignore,
-    rename=model.rename,
-    shardings=shardings,
-  )
 
 
 def create(

@@ -19,9 +19,10 @@ from uae_jax.eval import scenes_bench
 from uae_jax.rl.grpo import GRPO
 from uae_jax.sharding.mesh import check_batch
 from uae_jax.train import assemble, optim, stages
-from uae_jax.train.state import create, split_policy, weights
+from uae_jax.train.state import create, split_policy
 from uae_jax.train.step import StepOptions, supervised_step, train_step
 from uae_jax.types import TrainState
+from uae_jax.zoo import weights
 
 
 @dataclasses.dataclass
@@ -76,6 +77,7 @@ def _encoder(config, mesh) -> Task:
   def export(state, folder):
     parts.policy.save(folder / 'policy', policy_of(state))
     parts.copy_processors(folder / 'policy')
+    assemble.write_options(config, folder)
 
   return Task(
     state=create(params, frozen, optimizer, mesh),

@@ -68,7 +68,12 @@ class Progress:
   """A line on the terminal every few seconds: numbers, rate, ETA."""
 
   def __init__(
-    self, steps: int, start: int, every: float, headline: tuple[str, ...]
+    self,
+    steps: int,
+    start: int,
+    every: float,
+    headline: tuple[str, ...],
+    unit: str = 'step',
   ):
     """Starts the clock.
 
@@ -77,7 +82,9 @@ class Progress:
       start: step that is done already.
       every: seconds between lines.
       headline: metrics to show.
+      unit: what is counted.
     """
+    self._unit = unit
     self._steps, self._every, self._headline = steps, every, headline
     self._shown = -math.inf
     self._average = None
@@ -98,10 +105,11 @@ class Progress:
     numbers = '  '.join(
       f'{label(k)} {row[k]:.4g}' for k in self._headline if k in row
     )
-    rate = f'{1 / self._average:.2f} steps/s'
+    rate = f'{1 / self._average:.2f} {self._unit}s/s'
     eta = f'ETA {left // 60:02d}:{left % 60:02d}'
     percent = f'{100 * step // self._steps:3d}%'
-    line = f'step {step}/{self._steps} {percent}  {numbers}  {rate}  {eta}'
+    line = f'{self._unit} {step}/{self._steps} {percent}'
+    line = '  '.join(filter(None, (line, numbers, rate, eta)))
     end = '' if sys.stdout.isatty() else '\n'
     start = '\r\x1b[2K' if sys.stdout.isatty() else ''
     print(f'{start}{line}', end=end, flush=True)

@@ -22,7 +22,7 @@ from uae_jax.zoo.decoders import (
   long_prompt,
   prompt_tower,
 )
-from uae_jax.zoo.model import ASSETS, Model, resolve
+from uae_jax.zoo.model import ASSETS, Model, resolve, weights
 from uae_jax.zoo.policies import policy, policy_from_folder
 from uae_jax.zoo.towers import (
   TOWERS,
@@ -39,7 +39,7 @@ __all__ = [
   'decoder', 'decoder_from_folder', 'dinov2_tower', 'dinov3_tower',
   'flux_decoder', 'from_folder', 'image_clip', 'long_prompt', 'policy',
   'policy_from_folder', 'prompt_tower', 'resolve', 'siglip_tower', 'tower',
-  'tower_from_folder',
+  'tower_from_folder', 'weights',
 ]  # fmt: skip
 
 # What config.json calls a model -> (fields of a config.json, model of them).

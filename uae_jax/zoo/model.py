@@ -8,10 +8,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from uae_jax.ckpt import hf
 from uae_jax.errors import UserError
-from uae_jax.sharding import rules
+from uae_jax.sharding import rules as rules_lib
 
 ASSETS = Path(__file__).parent.parent / 'assets'
 
@@ -34,7 +35,7 @@ class Model:
   module: Any
   init: Callable[[Any], Any]
   table: Sequence[hf.Row]
-  rules: Sequence[rules.Rule]
+  rules: Sequence[rules_lib.Rule]
   hub_config: Mapping[str, Any]
   stem: str = 'model'
   ignore: Sequence[str] = ()
@@ -44,8 +45,10 @@ class Model:
     """Parameter shapes, without computing them."""
     return jax.eval_shape(self.init, jax.random.key(0))
 
-  def load(self, folder: Path, dtype: Any = np.float32):
-    """Host parameters from a hub folder; see `ckpt.hf.load`."""
+  def load(
+    self, folder: Path, dtype: Any = np.float32, shardings: Any = None
+  ) -> Any:
+    """Parameters from a hub folder, on the host or placed; see `hf.load`."""
     return hf.load(
       folder,
       self.table,
@@ -54,6 +57,7 @@ class Model:
       dtype=dtype,
       ignore=self.ignore,
       rename=self.rename,
+      shardings=shardings,
     )
 
   def save(self, folder: Path, params: Any, dtype: Any = None) -> None:
@@ -68,12 +72,13 @@ class Model:
     )
 
 
-def resolve(name: str) -> Path:
+def resolve(name: str | Path) -> Path:
   """`bundled:NAME`, a path or ORG/REPOSITORY -> an existing folder.
 
   Raises:
     UserError: when there is no such folder, nor a download of such a name.
   """
+  name = str(name)
   if name.startswith('bundled:'):
     folder = ASSETS / name.removeprefix('bundled:')
     if not folder.is_dir():
@@ -101,3 +106,19 @@ def _cached(name: str) -> Path:
       f'there is no folder {name} and the hub cache has no such repository; '
       f'download it with: hf download {name}'
     ) from None
+
+
+def weights(
+  model: Model,
+  folder: str | Path,
+  mesh: Mesh,
+  *,
+  seed: int = 0,
+  dtype=np.float32,
+) -> Any:
+  """Placed parameters: from a hub folder, or random where `folder` is ''."""
+  shardings = rules_lib.shardings(model.shapes(), model.rules, mesh)
+  if not folder:
+    init = jax.jit(model.init, out_shardings=shardings)
+    return init(jax.random.key(seed))
+  return model.load(resolve(folder), dtype, shardings)

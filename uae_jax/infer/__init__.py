@@ -1,0 +1,1 @@
+"""Models at work: images -> captions, captions -> images, from hub folders."""

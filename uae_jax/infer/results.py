@@ -1,0 +1,87 @@
+"""An output folder that a command fills item by item, and may come back to.
+
+`settings.json` says how its items are made, `results.jsonl` has one object
+for each that is done. A folder of other settings is refused, so that no
+folder ever mixes two.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from uae_jax.errors import UserError
+
+
+class Results:
+  """Rows by name, in the order of their making."""
+
+  def __init__(self, folder: Path, settings: Mapping[str, Any]):
+    """Opens a folder, new or half done.
+
+    Raises:
+      UserError: it cannot be written, is of something else, or was made with
+        other settings.
+    """
+    self.folder = folder
+    self.file = folder / 'results.jsonl'
+    settings = json.loads(json.dumps(dict(settings)))
+    try:
+      folder.mkdir(parents=True, exist_ok=True)
+      self._claim(folder / 'settings.json', settings)
+      self.rows = self._read()
+    except OSError as e:
+      raise UserError(f'--out={folder} cannot be written: {e}') from None
+
+  def _claim(self, file: Path, settings: Mapping[str, Any]) -> None:
+    if not file.exists():
+      if any(self.folder.iterdir()):
+        raise UserError(
+          f'--out={self.folder} is neither empty nor of this tool'
+        )
+      part = file.with_suffix('.part')
+      part.write_text(json.dumps(settings, indent=2) + '\n')
+      os.replace(part, file)
+      return
+    try:
+      before = json.loads(file.read_text())
+    except ValueError:
+      raise UserError(f'{file} is not JSON: choose another --out') from None
+    differ = sorted(
+      key
+      for key in {*before, *settings}
+      if key not in before
+      or key not in settings
+      or before[key] != settings[key]
+    )
+    if differ:
+      raise UserError(
+        f'--out={self.folder} was made with other {differ}: choose another'
+      )
+
+  def _read(self) -> dict[str, dict[str, Any]]:
+    """What is done; a line that was cut short is done again."""
+    if not self.file.exists():
+      return {}
+    rows, kept = {}, []
+    for line in self.file.read_text('utf-8').splitlines(keepends=True):
+      try:
+        row = json.loads(line)
+        if not line.endswith('\n'):
+          raise ValueError('cut short')
+        rows[row['name']] = row
+      except (ValueError, KeyError, TypeError):
+        break
+      kept.append(line)
+    part = self.file.with_suffix('.part')
+    part.write_text(''.join(kept), 'utf-8')
+    os.replace(part, self.file)
+    return rows
+
+  def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Appends rows, each with its `name`; what they name is on disk by now."""
+    with self.file.open('a', encoding='utf-8') as f:
+      for row in rows:
+        self.rows[row['name']] = dict(row)
+        f.write(json.dumps(dict(row), ensure_ascii=False) + '\n')
