@@ -202,7 +202,6 @@ def _pipeline(folder: Path, mesh: Mesh, said: Mapping[str, Any]) -> Autoencoder:
   """SD3 or FLUX with the text encoders beside it."""
   options = options_lib.combine({}, folder, said)
   _check_batch(options, mesh)
-  texts, folders, reader = load_reader(folder, options.dtype)
   models, painter = load_painter(
     folder,
     height=options.height,
@@ -212,6 +211,8 @@ def _pipeline(folder: Path, mesh: Mesh, said: Mapping[str, Any]) -> Autoencoder:
     guidance=options.guidance,
     dtype=options.dtype,
   )
+  width = painter.decoder.joint_attention_dim
+  texts, folders, reader = load_reader(folder, width, options.dtype)
   folders |= {name: folder / PARTS[name] for name in models}
   params = {
     name: zoo.weights(model, folders[name], mesh, dtype=options.dtype)

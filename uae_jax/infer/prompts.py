@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -34,12 +35,14 @@ class PromptReader:
     modules: encoders by name.
     tokenizers: one for each.
     t5_length: tokens that T5 reads.
+    width: of its states; SD3 without T5 reads zeros.
     dtype: the encoders compute in it.
   """
 
   modules: dict[str, Any]
   tokenizers: dict[str, PromptTokenizer]
   t5_length: int
+  width: int
   dtype: str
 
   def encode(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
@@ -57,6 +60,9 @@ class PromptReader:
       for name, module in self.modules.items()
     }
     if 'clip_g' in out:
+      if 't5' not in out:
+        shape = (len(ids['clip_g']), self.t5_length, self.width)
+        out['t5'] = jnp.zeros(shape, self.dtype)
       context, pooled = sd3_prompt(out['clip_l'], out['clip_g'], out['t5'])
     else:
       context, pooled = flux_prompt(out['clip_l'], out['t5'])
@@ -64,9 +70,14 @@ class PromptReader:
 
 
 def load_reader(
-  folder: Path, dtype: str
+  folder: Path, width: int, dtype: str
 ) -> tuple[dict[str, zoo.Model], dict[str, Path], PromptReader]:
   """The text encoders of a pipeline's folder; weights are not read.
+
+  Args:
+    folder: of the pipeline.
+    width: of the context that its decoder reads.
+    dtype: the encoders compute in it.
 
   Returns:
     Models and their folders by name, and the reader.
@@ -81,8 +92,14 @@ def load_reader(
   models, folders, tokenizers = {}, {}, {}
   for i, name in enumerate(names):
     end = f'_{i + 1}' if i else ''
+    if (name, i) == ('t5', 2) and not (folder / f'text_encoder{end}').is_dir():
+      continue  # SD3 does without
     folders[name] = folder / f'text_encoder{end}'
     models[name] = zoo.from_folder(folders[name])
     tokenizers[name] = PromptTokenizer(folder / f'tokenizer{end}')
   modules = {name: model.module for name, model in models.items()}
-  return models, folders, PromptReader(modules, tokenizers, t5_length, dtype)
+  return (
+    models,
+    folders,
+    PromptReader(modules, tokenizers, t5_length, width, dtype),
+  )
