@@ -1,7 +1,6 @@
 """The command that converts: what it writes, what it says to a mistake."""
 
-import json
-import os
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -11,44 +10,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from tests.tools import commands
 from uae_jax import zoo
 from uae_jax.ckpt import convert, peft
 from uae_jax.nn.lora import LoRA
 
 ROOT = Path(__file__).parent.parent.parent
 POLICY = 'bundled:umm1/policy'
-# Many command lines in one process: imports are most of the time.
-SCRIPT = """
-import contextlib, io, json, sys
-from absl import flags
-from uae_jax.tools import cli, convert
-done = []
-for args in json.load(sys.stdin):
-  flags.FLAGS.unparse_flags()
-  sys.argv = ['convert', *args]
-  out, err, code = io.StringIO(), io.StringIO(), 0
-  with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-    try:
-      cli.run(convert.main)
-    except SystemExit as e:
-      code = e.code
-  done.append((code, out.getvalue(), err.getvalue()))
-json.dump(done, sys.stdout)
-"""
 
-
-def run(*commands):
-  """(exit code, stdout, stderr) of each command line."""
-  done = subprocess.run(
-    [sys.executable, '-c', SCRIPT],
-    input=json.dumps([list(map(str, args)) for args in commands]),
-    capture_output=True,
-    text=True,
-    check=True,
-    cwd=ROOT,
-    env={**os.environ, 'PYTHONPATH': str(ROOT)},
-  )
-  return json.loads(done.stdout)
+run = functools.partial(commands.run, 'convert')
 
 
 def test_the_module_runs():
