@@ -51,7 +51,7 @@ def base() -> ConfigDict:
 def get_config(part: str = '') -> ConfigDict:
   """The config of one part."""
   c = base()
-  del c.grpo
+  del c.grpo, c.lora
   c.optim.schedule = 'cosine'
   c.optim.warmup = 100
   c.optim.b2 = 0.99

@@ -27,6 +27,13 @@ def get_config(variant: str = '') -> ConfigDict:
   c.train.trainable = (r'lm/.*',)  # regexes over policy parameter paths
   c.train.max_skipped = 10  # non-finite updates in a row before stopping
 
+  c.lora = ConfigDict()
+  c.lora.rank = 0  # 0: train.trainable is trained as it is; else adapters
+  c.lora.alpha = 16.0  # the update is scaled by alpha / rank
+  # Regexes over kernels of the policy; instead of train.trainable.
+  c.lora.targets = (r'lm/layers/block/([qkvo]|mlp/(gate|up|down))/kernel',)
+  c.lora.export = 'merged'  # merged | adapter (a PEFT folder)
+
   c.optim = ConfigDict()
   c.optim.schedule = 'cosine'  # constant | linear | cosine
   c.optim.warmup = 10  # updates

@@ -38,8 +38,8 @@ ARROWS = {
   'eval': LOW | {'sharding', 'data', 'rollout', 'umm'},
   'train': LOW
   | {
-    'sharding', 'models', 'data', 'rollout', 'rewards', 'rl', 'ckpt', 'zoo',
-    'umm', 'eval', 'infer',
+    'sharding', 'nn', 'models', 'data', 'rollout', 'rewards', 'rl', 'ckpt',
+    'zoo', 'umm', 'eval', 'infer',
   },
   'main': LOW | {'sharding', 'train'},
   'infer': LOW

@@ -14,6 +14,7 @@ import optax
 from jaxtyping import Array, Key
 
 from uae_jax import trees
+from uae_jax.nn.lora import LoRA
 from uae_jax.rewards.reconstruction import finite_groups
 from uae_jax.rl import advantage, grpo
 from uae_jax.types import Batch, Metrics, Rollout, TrainState
@@ -32,6 +33,7 @@ class StepOptions:
     filter_zero_std: leave groups without variance out of the average.
     mask_truncated: leave captions without EOS out of the loss.
     loss: the clipped objective's options.
+    lora: adapters that are trained in the policy's stead.
   """
 
   group: int
@@ -41,6 +43,14 @@ class StepOptions:
   filter_zero_std: bool
   mask_truncated: bool
   loss: grpo.GRPO
+  lora: LoRA | None = None
+
+  def policy(self, state: TrainState, params: Any = None) -> Any:
+    """The whole policy of a state, or with other trained parameters."""
+    params = state.params if params is None else params
+    if self.lora is not None:
+      return self.lora.apply(state.frozen['policy'], params)
+    return trees.merge(state.frozen['policy'], params)
 
 
 def train_step(
@@ -55,7 +65,8 @@ def train_step(
   """One Unified-GRPO step.
 
   Args:
-    state: donated; `params` holds the trained leaves of the policy.
+    state: donated; `params` holds the trained leaves of the policy, or the
+      adapters.
     batch: B images.
     rng: this step's key.
     umm: the architecture's five functions.
@@ -67,7 +78,7 @@ def train_step(
     counted in `state.skipped`.
   """
   draw_rng, order_rng = jax.random.split(rng)
-  policy = trees.merge(state.frozen['policy'], state.params)
+  policy = options.policy(state)
   rollout = umm.rollout(policy, state.frozen, batch, draw_rng, options.group)
   return learn(
     state, batch, jax.lax.stop_gradient(rollout), order_rng,
@@ -86,7 +97,7 @@ def learn(
   options: StepOptions,
 ) -> tuple[TrainState, Metrics]:
   """The second half of a step: advantages and updates from one rollout."""
-  policy = trees.merge(state.frozen['policy'], state.params)
+  policy = options.policy(state)
   captions = rollout.captions
   reward, valid = finite_groups(rollout.reward)
   adv, keep, metrics = advantage.group_advantage(
@@ -128,7 +139,7 @@ def _updates(state, data, rng, umm, optimizer, options):
       part = jax.tree.map(lambda x: x[index], data)
 
     def loss_fn(params):
-      policy = trees.merge(state.frozen['policy'], params)
+      policy = options.policy(state, params)
       logp, entropy = umm.score(policy, part['batch'], part['captions'])
       loss, metrics = grpo.grpo_loss(
         logp,

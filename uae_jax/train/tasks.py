@@ -14,8 +14,11 @@ import jax
 import jax.numpy as jnp
 
 from uae_jax import trees
+from uae_jax.ckpt import peft
 from uae_jax.errors import UserError
 from uae_jax.eval import scenes_bench
+from uae_jax.nn import lora as lora_lib
+from uae_jax.nn.lora import LoRA
 from uae_jax.rl.grpo import GRPO
 from uae_jax.sharding.mesh import check_batch
 from uae_jax.train import assemble, optim, stages
@@ -64,18 +67,18 @@ def build(config, mesh) -> Task:
 
 def _encoder(config, mesh) -> Task:
   parts = assemble.load(config, mesh)
-  params, rest = split_policy(parts.params['policy'], config.train.trainable)
-  frozen = {**parts.params, 'policy': rest}
-  if config.grpo.beta or config.rollout.environment == 'reference':
-    frozen['reference'] = jax.tree.map(jnp.copy, params)
-  optimizer = optim.make(config)
   options = step_options(config)
-
-  def policy_of(state):
-    return trees.merge(state.frozen['policy'], state.params)
+  params, frozen = _trained(config, parts, options.lora)
+  optimizer = optim.make(config)
 
   def export(state, folder):
-    parts.policy.save(folder / 'policy', policy_of(state))
+    if options.lora is not None and config.lora.export == 'adapter':
+      return peft.save(
+        folder / 'adapter', state.params, parts.policy.table,
+        alpha=options.lora.alpha, base=config.ckpt.policy,
+        model_type=parts.policy.hub_config['model_type'],
+      )  # fmt: skip
+    parts.policy.save(folder / 'policy', options.policy(state))
     parts.copy_processors(folder / 'policy')
     assemble.write_options(config, folder)
 
@@ -87,11 +90,28 @@ def _encoder(config, mesh) -> Task:
     data=parts.train_data(config),
     evaluate=scenes_bench.Evaluator(
       parts.umm, parts.heldout_data(config), parts.decode, mesh,
-      policy_of, lambda state: state.frozen, config.eval.gallery,
+      options.policy, lambda state: state.frozen, config.eval.gallery,
     ),
     export=export,
     headline=('reward/mean', 'policy/kl', 'caption/length'),
   )  # fmt: skip
+
+
+def _trained(config, parts, lora) -> tuple[Any, dict[str, Any]]:
+  """(what is trained, what is frozen); the reference where it is needed."""
+  policy = parts.params['policy']
+  if lora is not None:  # adapters off is the reference
+    tree = lora.init(
+      jax.random.key(config.train.seed), policy, parts.policy.table
+    )
+    home = jax.tree.map(lambda x: x.sharding, policy)
+    params = jax.device_put(tree, lora_lib.shardings(tree, policy, home))
+    return params, parts.params
+  params, rest = split_policy(policy, config.train.trainable)
+  frozen = {**parts.params, 'policy': rest}
+  if config.grpo.beta or config.rollout.environment == 'reference':
+    frozen['reference'] = jax.tree.map(jnp.copy, params)
+  return params, frozen
 
 
 def step_options(config) -> StepOptions:
@@ -124,7 +144,18 @@ def step_options(config) -> StepOptions:
       aggregation=g.aggregation,
       ratio=g.ratio,
     ),
+    lora=_lora(config),
   )
+
+
+def _lora(config) -> LoRA | None:
+  """The adapters that config.lora asks for."""
+  if not config.lora.rank:
+    return None
+  known = ('merged', 'adapter')
+  if config.lora.export not in known:
+    raise UserError(f'lora.export={config.lora.export!r} is none of {known}')
+  return LoRA(config.lora.rank, config.lora.alpha, config.lora.targets)
 
 
 def _pretrain(config, mesh) -> Task:

@@ -47,8 +47,9 @@ class Tokens:
 class UMM1:
   """Modules and options; parameters travel separately.
 
-  Frozen parameters are a dict: `policy` (the untrained rest), `reference`
-  (trained leaves before training, only where a term needs them),
+  Frozen parameters are a dict: `policy` (the untrained rest, or all of it
+  beside adapters), `reference` (trained leaves before training, only where a
+  term needs them),
   `connector`, `decoder`, `vae` (where the painter has one), `reward` and
   `judges` (by tower name).
 
@@ -234,5 +235,11 @@ class UMM1:
 
 
 def reference(frozen: Params, policy: Params) -> Params:
-  """The policy with its trained leaves as they were before training."""
+  """The policy as it was before training.
+
+  Its trained leaves are kept in `frozen['reference']`; where adapters are
+  trained beside a whole frozen policy, that is the reference.
+  """
+  if 'reference' not in frozen:
+    return frozen['policy']
   return trees.merge(policy, frozen['reference'])
