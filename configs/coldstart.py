@@ -2,7 +2,8 @@
 
 Parts, in order: `reward`, `judge_clip`, `judge_views` (towers), `policy`
 (captioner, connector and MM-DiT together), `decoder` (connector and MM-DiT
-further, language model frozen), `blind` (a second captioner for an ablation:
+further, language model frozen), `one_step` (the same, half of the rows at
+pure noise, so that one Euler step draws as well as several), `blind` (a second captioner for an ablation:
 new eyes for the same language model, from captions whose shape words are
 random, so that they never learn shapes).
 The weights in `uae_jax/assets/umm1` were made by these commands with the
@@ -24,17 +25,22 @@ PRETRAIN = {
   'policy': dict(
     trainable=('policy/.*', 'connector/.*', 'decoder/.*'), fresh=(),
     caption_weight=0.3, flow_weight=1.0, wrong_shape=0.08,
-    seed=4, steps=2500, lr=1e-3,
+    noise_rows=0.0, seed=4, steps=2500, lr=1e-3,
   ),
   'decoder': dict(
     trainable=('connector/.*', 'decoder/.*'), fresh=(),
     caption_weight=0.0, flow_weight=1.0, wrong_shape=0.08,
-    seed=5, steps=900, lr=8e-4,
+    noise_rows=0.0, seed=5, steps=900, lr=8e-4,
+  ),
+  'one_step': dict(
+    trainable=('connector/.*', 'decoder/.*'), fresh=(),
+    caption_weight=0.0, flow_weight=1.0, wrong_shape=0.08,
+    noise_rows=0.5, seed=7, steps=700, lr=6e-4,
   ),
   'blind': dict(
     trainable=('policy/vision/.*',), fresh=('vision/.*',),
     caption_weight=1.0, flow_weight=0.0, wrong_shape=0.75,
-    seed=6, steps=1500, lr=1e-3,
+    noise_rows=0.0, seed=6, steps=1500, lr=1e-3,
   ),
 }  # fmt: skip
 
@@ -79,6 +85,7 @@ def get_config(part: str = '') -> ConfigDict:
     c.pretrain.t_mean = 0.0  # of the logit of the flow time
     c.pretrain.t_std = 1.2
     spec = PRETRAIN[part]
+    c.pretrain.noise_rows = spec['noise_rows']  # share of rows at time 1
     c.pretrain.trainable = spec['trainable']  # regexes over PART/parameter
     c.pretrain.fresh = spec['fresh']  # policy parameters drawn anew
     c.pretrain.caption_weight = spec['caption_weight']

@@ -72,6 +72,7 @@ class Pretrain:
     flow_weight: weight of flow matching; 0 leaves it out.
     t_mean: mean of logit(t).
     t_std: its standard deviation.
+    noise_rows: share of rows at time 1, where a drawing's first step is.
   """
 
   umm: UMM1
@@ -79,6 +80,7 @@ class Pretrain:
   flow_weight: float
   t_mean: float
   t_std: float
+  noise_rows: float
 
   def __call__(self, params, frozen, batch: Batch, rng):
     params = trees.merge(frozen, params)
@@ -118,6 +120,7 @@ class Pretrain:
     x0 = umm.painter.encode(params, batch.image)
     time_rng, noise_rng = jax.random.split(rng)
     t = flow.sample_t(time_rng, x0.shape[0], mean=self.t_mean, std=self.t_std)
+    t = t.at[: round(self.noise_rows * len(t))].set(1.0)
     noise = jax.random.normal(noise_rng, x0.shape)
     x = flow.noised(x0, noise, t)
     v = umm.painter.velocity(params, x, t * flow.TIMES, cond)

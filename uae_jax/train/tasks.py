@@ -174,7 +174,12 @@ def _pretrain(config, mesh) -> Task:
     )
   optimizer = optim.make(config)
   loss = stages.Pretrain(
-    parts.umm, p.caption_weight, p.flow_weight, p.t_mean, p.t_std
+    parts.umm,
+    p.caption_weight,
+    p.flow_weight,
+    p.t_mean,
+    p.t_std,
+    p.noise_rows,
   )
 
   def whole(state):
