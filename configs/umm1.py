@@ -19,11 +19,11 @@ def get_config(variant: str = '') -> ConfigDict:
   c.stage = 'encoder'
 
   c.train = ConfigDict()
-  c.train.steps = 450
+  c.train.steps = 700
   c.train.images = 24  # source images per step
   c.train.group_size = 8  # captions per image
   c.train.seed = 0
-  c.train.lr = 8e-4
+  c.train.lr = 6e-4
   c.train.trainable = (r'lm/.*',)  # regexes over policy parameter paths
   c.train.max_skipped = 10  # non-finite updates in a row before stopping
 
@@ -83,6 +83,7 @@ def get_config(variant: str = '') -> ConfigDict:
   c.model.dtype = 'float32'  # activations
   c.model.remat = 'none'  # none | dots | full
   c.model.variant = 'tiny'  # built where a ckpt.* folder is ''
+  c.model.connector = 'mlp'  # mlp | queries (MetaQuery), where it is built
 
   c.ckpt = ConfigDict()
   c.ckpt.policy = f'bundled:umm1/{variant or "policy"}'
@@ -90,11 +91,11 @@ def get_config(variant: str = '') -> ConfigDict:
   c.ckpt.reward = 'bundled:umm1/reward'
   # Held-out towers, never a reward; comma separated.
   c.ckpt.judges = 'bundled:umm1/judge_clip,bundled:umm1/judge_views'
-  c.ckpt.every = 150  # steps
+  c.ckpt.every = 175  # steps
   c.ckpt.keep = 2
 
   c.eval = ConfigDict()
-  c.eval.every = 150  # steps; also before and after training
+  c.eval.every = 175  # steps; also before and after training
   c.eval.images = 256
   c.eval.batch = 64
   c.eval.gallery = 32  # images kept for the report

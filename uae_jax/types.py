@@ -54,6 +54,16 @@ class Prefix:
 
 
 @flax.struct.dataclass
+class Prompt:
+  """What each rollout's own text leaves for the image tokens after it."""
+
+  kv: KV  # [Y B G S K H]
+  mask: Bool[Array, 'B G S']
+  hidden: Float[Array, 'B G D']  # at the last prompt token, final norm
+  position: Int[Array, 'B G']  # of the first image token
+
+
+@flax.struct.dataclass
 class Captions:
   """Sampled captions with the log-probability they were drawn with."""
 

@@ -90,7 +90,7 @@ def test_captions_and_drawings_of_a_folder(drawn, redrawn):
       assert -1 <= images[name][tower] <= 1 + 1e-6
   # The captioner leaves words out, but the circle is red.
   assert 'red circle' in captions['00000.png']['caption']
-  assert images['00000.png']['reward'] > 0.6
+  assert images['00000.png']['reward'] > 0.3
 
 
 def test_the_sheet_shows_every_image(redrawn):

@@ -110,7 +110,6 @@ def to_hf(vision: Mapping, lm: Mapping, tokens: Mapping[str, int]) -> dict:
 def table(vision: Mapping, lm: Mapping) -> tuple[Row, ...]:
   """The rows of a model with these fields."""
   v = dict(layers=tuple(range(vision['layers'])))
-  y = dict(layers=tuple(range(lm['layers'])))
   p = vision['patch']
   ours, hub = 'vision/blocks/block', 'visual.blocks.{i}'
   rows = [
@@ -131,24 +130,38 @@ def table(vision: Mapping, lm: Mapping) -> tuple[Row, ...]:
   for part in ('gate', 'up', 'down'):
     rows += linear(f'{ours}/mlp/{part}', f'{hub}.mlp.{part}_proj', **v)
 
-  ours, hub = 'lm/layers/block', 'model.layers.{i}'
+  return (*rows, *language(lm, 'model', 'lm_head'))
+
+
+def language(lm: Mapping, hub: str, head: str) -> list[Row]:
+  """Rows of the decoder: Qwen2's names, which are LLaMA's.
+
+  Args:
+    lm: fields of `models.lm.LM`.
+    hub: the hub's prefix of the decoder.
+    head: the hub's name of the head.
+  """
+  y = dict(layers=tuple(range(lm['layers'])))
+  ours, block = 'lm/layers/block', f'{hub}.layers.{{i}}'
+  bias = lm.get('bias', True)
+  rows = []
   for part in 'qkv':
-    rows += linear(f'{ours}/{part}', f'{hub}.self_attn.{part}_proj', **y)
+    target = f'{block}.self_attn.{part}_proj'
+    rows += linear(f'{ours}/{part}', target, bias=bias, **y)
   rows += linear(
-    f'{ours}/o', f'{hub}.self_attn.o_proj', bias=False, n_in=2, **y
+    f'{ours}/o', f'{block}.self_attn.o_proj', bias=False, n_in=2, **y
   )
   for part in ('gate', 'up', 'down'):
     rows += linear(
-      f'{ours}/mlp/{part}', f'{hub}.mlp.{part}_proj', bias=False, **y
+      f'{ours}/mlp/{part}', f'{block}.mlp.{part}_proj', bias=False, **y
     )
+  after = f'{block}.post_attention_layernorm'
   rows += [
-    Row('lm/embed/embedding', 'model.embed_tokens.weight'),
-    *norm(f'{ours}/attn_norm', f'{hub}.input_layernorm', bias=False, **y),
-    *norm(
-      f'{ours}/mlp_norm', f'{hub}.post_attention_layernorm', bias=False, **y
-    ),
-    *norm('lm/norm', 'model.norm', bias=False),
+    Row('lm/embed/embedding', f'{hub}.embed_tokens.weight'),
+    *norm(f'{ours}/attn_norm', f'{block}.input_layernorm', bias=False, **y),
+    *norm(f'{ours}/mlp_norm', after, bias=False, **y),
+    *norm('lm/norm', f'{hub}.norm', bias=False),
   ]
   if not lm['tied']:
-    rows += linear('lm/head', 'lm_head', bias=False)
-  return tuple(rows)
+    rows += linear('lm/head', head, bias=False)
+  return rows

@@ -1,6 +1,7 @@
 """Qwen2.5 decoder with M-RoPE and grouped queries (transformers qwen2_5_vl).
 
-The text half of Qwen2.5-VL, https://arxiv.org/abs/2502.13923. Hidden states
+The text half of Qwen2.5-VL, https://arxiv.org/abs/2502.13923; without biases
+and with one position axis it is LLaMA, the decoder of Janus-Pro. Hidden states
 are [B G L D] throughout: G captions of one image are a second batch axis, so
 that what they share is stored once. Keys and values are arguments and
 results: `past` is read, the call's own are returned.
@@ -31,6 +32,14 @@ VARIANTS = {
     vocab=152064, width=3584, layers=28, heads=28, kv_heads=4, head_dim=128,
     mlp=18944, sections=(16, 24, 24), tied=False,
   ),
+  'janus-pro-1b': dict(
+    vocab=102400, width=2048, layers=24, heads=16, kv_heads=16, head_dim=128,
+    mlp=5632, sections=(64, 0, 0), tied=False, bias=False, theta=1e4,
+  ),
+  'janus-pro-7b': dict(
+    vocab=102400, width=4096, layers=30, heads=32, kv_heads=32, head_dim=128,
+    mlp=11008, sections=(64, 0, 0), tied=False, bias=False, theta=1e4,
+  ),
   'tiny': dict(
     vocab=64, width=128, layers=3, heads=4, kv_heads=2, head_dim=32,
     mlp=384, sections=(4, 6, 6), tied=True,
@@ -45,15 +54,16 @@ class Layer(nn.Module):
   kv_heads: int
   head_dim: int
   mlp: int
+  bias: bool
   eps: float
 
   @nn.compact
   def __call__(self, x, past, angles, own_mask, past_masks):
     cos, sin = angles
     h = RMSNorm(self.eps, name='attn_norm')(x)
-    q = Linear((self.heads, self.head_dim), name='q')(h)
-    k = Linear((self.kv_heads, self.head_dim), name='k')(h)
-    v = Linear((self.kv_heads, self.head_dim), name='v')(h)
+    q = Linear((self.heads, self.head_dim), bias=self.bias, name='q')(h)
+    k = Linear((self.kv_heads, self.head_dim), bias=self.bias, name='k')(h)
+    v = Linear((self.kv_heads, self.head_dim), bias=self.bias, name='v')(h)
     q, k = rope.rotate(q, cos, sin), rope.rotate(k, cos, sin)
     segments = [(p.k, p.v, m) for p, m in zip(past, past_masks, strict=True)]
     out = attend_group(q, [*segments, (k, v, own_mask)])
@@ -64,7 +74,14 @@ class Layer(nn.Module):
 
 
 class LM(nn.Module):
-  """Token ids or embeddings -> hidden states -> logits."""
+  """Token ids or embeddings -> hidden states -> logits.
+
+  Attributes:
+    sections: frequencies that turn with time, row and column; the first
+      takes all where there is one position axis.
+    tied: the embedding table is the head.
+    bias: of the queries, keys and values.
+  """
 
   vocab: int
   width: int
@@ -75,6 +92,7 @@ class LM(nn.Module):
   mlp: int
   sections: tuple[int, int, int]
   tied: bool
+  bias: bool = True
   theta: float = 1e6
   eps: float = 1e-6
   remat: str = 'none'
@@ -91,6 +109,7 @@ class LM(nn.Module):
         kv_heads=self.kv_heads,
         head_dim=self.head_dim,
         mlp=self.mlp,
+        bias=self.bias,
         eps=self.eps,
       ),
       self.layers,

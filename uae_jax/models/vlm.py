@@ -1,4 +1,4 @@
-"""Qwen2.5-VL: vision tower + decoder, and the calls that the loop needs.
+"""Captioners: what every one can do, and Qwen2.5-VL.
 
 `prefill` runs image and prompt once per image; `decode` adds one token to
 each of the G captions; `teach` runs whole captions; `read` runs text alone.
@@ -19,20 +19,17 @@ VARIANTS = {
 }
 
 
-class VLM(nn.Module):
-  """The captioner. `image_pad` is the id that image tokens replace."""
+class Captioner(nn.Module):
+  """The calls of the loop, for a decoder that reads images as tokens.
 
-  vision: dict
-  lm: dict
-  image_pad: int
-  remat: str = 'none'
-  dtype: str = 'float32'
+  A subclass sets up `decoder` (a `models.lm.LM`) and gives `image_tokens`;
+  its fields hold those below.
 
-  def setup(self):
-    self.vision_tower = qwen_vision.QwenVision(
-      **self.vision, remat=self.remat, name='vision'
-    )
-    self.decoder = lm.LM(**self.lm, remat=self.remat, name='lm')
+  Attributes:
+    lm: fields of the decoder.
+    image_pad: the id that image tokens replace.
+    dtype: of the activations.
+  """
 
   def embed(self, ids: Int[Array, '*b']) -> Float[Array, '*b D']:
     return self.decoder.embed(ids).astype(self.dtype)
@@ -44,12 +41,7 @@ class VLM(nn.Module):
     """Hidden states of image + prompt, and their KV [Y B S K H]."""
     ids = batch.prefix_ids
     x = self.embed(ids)
-    image_tokens = self.vision_tower(
-      batch.patches.astype(self.dtype),
-      batch.patch_hw,
-      batch.patch_window,
-      batch.patch_image,
-    )
+    image_tokens = self.image_tokens(batch)
     is_image = ids == self.image_pad
     nth = jnp.maximum(jnp.cumsum(is_image, -1) - 1, 0)
     merged = jnp.take_along_axis(image_tokens, nth[..., None], axis=1)
@@ -142,6 +134,24 @@ class VLM(nn.Module):
     positions = jnp.broadcast_to(jnp.arange(l), (b, 3, g, l))
     return self.decoder(self.embed(ids), positions, mask)[0]
 
+  def ask(
+    self,
+    ids: Int[Array, 'B G L'],
+    mask: Bool[Array, 'B G L'],
+    queries: Float[Array, 'Q D'],
+  ) -> Float[Array, 'B G Q D']:
+    """Hidden states at `queries`, embeddings that follow each row's text."""
+    b, g, l = ids.shape
+    n, d = queries.shape
+    words = jnp.broadcast_to(jnp.arange(l), (b, g, l))
+    after = jnp.sum(mask, -1, keepdims=True) + jnp.arange(n)
+    at = jnp.concatenate([words, after], -1)
+    at = jnp.broadcast_to(at[:, None], (b, 3, g, l + n))
+    rows = jnp.broadcast_to(queries.astype(self.dtype), (b, g, n, d))
+    x = jnp.concatenate([self.embed(ids), rows], 2)
+    seen = jnp.concatenate([mask, jnp.ones((b, g, n), bool)], -1)
+    return self.decoder(x, at, seen)[0][:, :, l:]
+
   def empty_cache(self, b: int, g: int, length: int) -> KV:
     """A zero cache [Y B G L K H]."""
     c = self.lm
@@ -151,3 +161,32 @@ class VLM(nn.Module):
   def __call__(self, batch: Batch) -> Float[Array, 'B S V']:
     """Logits at every prefix token (and creates every parameter)."""
     return self.logits(self.run_prefix(batch)[0])
+
+
+class VLM(Captioner):
+  """Qwen2.5-VL.
+
+  Attributes:
+    vision: fields of `models.qwen_vision.QwenVision`.
+  """
+
+  vision: dict
+  lm: dict
+  image_pad: int
+  remat: str = 'none'
+  dtype: str = 'float32'
+
+  def setup(self):
+    self.vision_tower = qwen_vision.QwenVision(
+      **self.vision, remat=self.remat, name='vision'
+    )
+    self.decoder = lm.LM(**self.lm, remat=self.remat, name='lm')
+
+  def image_tokens(self, batch: Batch) -> Float[Array, 'B I D']:
+    """The merged patches of every image, in the order of the prefix."""
+    return self.vision_tower(
+      batch.patches.astype(self.dtype),
+      batch.patch_hw,
+      batch.patch_window,
+      batch.patch_image,
+    )

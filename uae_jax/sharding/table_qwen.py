@@ -21,16 +21,21 @@ VISION = (
 LM = (
   (r'lm/embed/embedding', P('model', 'data')),  # V D
   (r'lm/layers/block/[qkv]/kernel', P(None, 'data', 'model')),  # Y D N H
-  (r'lm/layers/block/[qkv]/bias', P(None, 'model')),  # Y N H
   (r'lm/layers/block/o/kernel', P(None, 'model', None, 'data')),  # Y N H D
   (r'lm/layers/block/mlp/(gate|up)/kernel', P(None, 'data', 'model')),  # Y D F
   (r'lm/layers/block/mlp/down/kernel', P(None, 'model', 'data')),  # Y F D
   (r'lm/(layers/block/(attn|mlp)_norm|norm)/scale', P()),
 )
 
+BIAS = ((r'lm/layers/block/[qkv]/bias', P(None, 'model')),)  # Y N H
 HEAD = ((r'lm/head/kernel', P('data', 'model')),)  # D V
 
 
 def rules(*, tied: bool):
   """The whole table; the head has a row where it is not the embedding."""
-  return VISION + LM + (() if tied else HEAD)
+  return VISION + language(tied=tied, bias=True)
+
+
+def language(*, tied: bool, bias: bool):
+  """The decoder's part; LLaMA has no biases."""
+  return LM + (BIAS if bias else ()) + (() if tied else HEAD)

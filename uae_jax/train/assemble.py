@@ -18,7 +18,7 @@ from uae_jax.errors import UserError
 from uae_jax.infer.load import policy_view
 from uae_jax.infer.options import FILE
 from uae_jax.infer.painters import PARTS, load_painter
-from uae_jax.models import clip, connector, mmdit, vlm
+from uae_jax.models import clip, connector, metaquery, mmdit, vlm
 from uae_jax.rewards.features import Tower
 from uae_jax.rollout.flow import FlowSchedule
 from uae_jax.rollout.sampler import Sampler
@@ -33,7 +33,10 @@ PROCESSORS = (
   'preprocessor_config.json',
 )
 CHOICES = dict(
-  bottleneck=('text', 'hidden'), environment=('policy', 'reference')
+  rollout=dict(
+    bottleneck=('text', 'hidden'), environment=('policy', 'reference')
+  ),
+  model=dict(connector=('mlp', 'queries')),
 )
 
 
@@ -100,6 +103,7 @@ class Parts:
 
 def load(config, mesh) -> Parts:
   """Builds a UMM-1 and loads or draws its weights."""
+  check_choices(config)
   seed, dtype = config.train.seed, config.model.dtype
   kw = dict(remat=config.model.remat)
   policy, processors = policy_model(config, dtype=dtype, **kw)
@@ -142,7 +146,6 @@ def load(config, mesh) -> Parts:
     )
 
   r = config.rollout
-  check_choices(r)
   umm = UMM1(
     vlm=policy.module,
     connector=conditioner.module,
@@ -180,11 +183,13 @@ def partial_detail(config) -> grammar.Detail:
   return dataclasses.replace(grammar.PARTIAL, wrong_shape=p.wrong_shape)
 
 
-def check_choices(rollout) -> None:
-  """Raises UserError for an unknown bottleneck or environment."""
-  for key, known in CHOICES.items():
-    if rollout[key] not in known:
-      raise UserError(f'rollout.{key}={rollout[key]!r} is none of {known}')
+def check_choices(config) -> None:
+  """Raises UserError for an unknown choice."""
+  for section, choices in CHOICES.items():
+    for key, known in choices.items():
+      value = config[section][key]
+      if value not in known:
+        raise UserError(f'{section}.{key}={value!r} is none of {known}')
 
 
 def policy_model(config, **kw) -> tuple[zoo.Model, Path]:
@@ -225,7 +230,10 @@ def painter_models(
   decoder = zoo.decoder(mmdit.VARIANTS[variant], **kw)
   schedule = FlowSchedule(r.draw_steps, r.shift)
   painter = Painter(decoder.module, schedule, **size)
-  conditioner = zoo.conditioner(connector.VARIANTS[variant], width)
+  if config.model.connector == 'queries':
+    conditioner = zoo.query_conditioner(metaquery.VARIANTS[variant])
+  else:
+    conditioner = zoo.conditioner(connector.VARIANTS[variant], width)
   return {'decoder': decoder}, conditioner, painter
 
 

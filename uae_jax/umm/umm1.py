@@ -15,7 +15,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from uae_jax import trees
+from uae_jax.errors import UserError
 from uae_jax.models.connector import Connector
+from uae_jax.models.metaquery import QueryConnector
 from uae_jax.models.vlm import VLM
 from uae_jax.rewards import reconstruction
 from uae_jax.rewards.features import Tower
@@ -64,7 +66,7 @@ class UMM1:
   """
 
   vlm: VLM
-  connector: Connector
+  connector: Connector | QueryConnector
   painter: Painter
   towers: Mapping[str, Tower]
   judges: Mapping[str, Tower]
@@ -75,6 +77,12 @@ class UMM1:
   environment: str
   share_noise: bool
   weights: Mapping[str, float]
+
+  def __post_init__(self):
+    if self.bottleneck == 'hidden' and isinstance(
+      self.connector, QueryConnector
+    ):
+      raise UserError('learned queries follow text: set bottleneck=text')
 
   def prefill(self, policy: Params, batch: Batch) -> Prefix:
     """Image + prompt through the LLM, once per image."""
@@ -107,7 +115,8 @@ class UMM1:
     captions: Captions,
     prefix: Prefix | None = None,
   ) -> dict[str, Array]:
-    """Captions -> the MM-DiT's conditioning, leading axes [B G]."""
+    """Captions -> the decoder's conditioning, leading axes [B G]."""
+    variables = {'params': connector}
     if self.bottleneck == 'hidden' and prefix is not None:
       hidden = self.vlm.apply(
         {'params': policy}, prefix, captions.tokens, captions.mask,
@@ -119,8 +128,15 @@ class UMM1:
       ids, mask = caption.in_template(
         captions, t.draw_before, t.draw_after, eos=t.eos, pad=t.pad
       )
+      if isinstance(self.connector, QueryConnector):
+        queries = self.connector.apply(variables, method='learned')
+        hidden = self.vlm.apply(
+          {'params': policy}, ids, mask, queries, method='ask'
+        )
+        context, pooled = self.connector.apply(variables, hidden)
+        return dict(context=context, pooled=pooled)
       hidden = self.vlm.apply({'params': policy}, ids, mask, method='read')
-    context, pooled = self.connector.apply({'params': connector}, hidden, mask)
+    context, pooled = self.connector.apply(variables, hidden, mask)
     return dict(context=context, pooled=pooled, mask=mask)
 
   def draw(

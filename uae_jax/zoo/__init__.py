@@ -9,7 +9,14 @@ cold start does).
 
 from pathlib import Path
 
-from uae_jax.ckpt import hf, maps_clip, maps_connector, maps_t5, maps_vae
+from uae_jax.ckpt import (
+  hf,
+  maps_clip,
+  maps_connector,
+  maps_metaquery,
+  maps_t5,
+  maps_vae,
+)
 from uae_jax.errors import UserError
 from uae_jax.zoo.decoders import (
   DECODERS,
@@ -21,6 +28,7 @@ from uae_jax.zoo.decoders import (
   flux_decoder,
   long_prompt,
   prompt_tower,
+  query_conditioner,
 )
 from uae_jax.zoo.model import ASSETS, Model, resolve, weights
 from uae_jax.zoo.policies import policy, policy_from_folder
@@ -38,12 +46,13 @@ __all__ = [
   'ASSETS', 'Model', 'autoencoder', 'conditioner', 'conditioner_from_folder',
   'decoder', 'decoder_from_folder', 'dinov2_tower', 'dinov3_tower',
   'flux_decoder', 'from_folder', 'image_clip', 'long_prompt', 'policy',
-  'policy_from_folder', 'prompt_tower', 'resolve', 'siglip_tower', 'tower',
-  'tower_from_folder', 'weights',
+  'policy_from_folder', 'prompt_tower', 'query_conditioner',
+  'resolve', 'siglip_tower', 'tower', 'tower_from_folder', 'weights',
 ]  # fmt: skip
 
 # What config.json calls a model -> (fields of a config.json, model of them).
 _OTHERS = {
+  maps_metaquery.CLASS: (maps_metaquery.from_hf, query_conditioner),
   maps_vae.CLASS: (maps_vae.from_hf, autoencoder),
   't5': (maps_t5.from_hf, long_prompt),
   'clip_text_model': (maps_clip.text_from_hf, prompt_tower),

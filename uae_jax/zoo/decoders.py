@@ -11,16 +11,18 @@ from uae_jax.ckpt import (
   maps_clip,
   maps_connector,
   maps_flux,
+  maps_metaquery,
   maps_sd3,
   maps_t5,
   maps_vae,
 )
 from uae_jax.errors import UserError
-from uae_jax.models import clip, connector, flux, mmdit, t5, vae
+from uae_jax.models import clip, connector, flux, metaquery, mmdit, t5, vae
 from uae_jax.sharding import (
   table_clip,
   table_connector,
   table_flux,
+  table_metaquery,
   table_sd3,
   table_t5,
   table_vae,
@@ -149,14 +151,36 @@ def conditioner(fields: Mapping[str, Any], width: int) -> Model:
   )
 
 
+def query_conditioner(fields: Mapping[str, Any]) -> Model:
+  """Learned queries, of the fields of `models.metaquery.QueryConnector`."""
+  module = metaquery.QueryConnector(**fields)
+  states = jnp.zeros((1, fields['queries'], fields['width']))
+  return Model(
+    module=module,
+    init=lambda key: module.init(key, states)['params'],
+    table=maps_metaquery.table(**fields),
+    rules=table_metaquery.rules(**fields),
+    hub_config=maps_metaquery.to_hf(fields),
+  )
+
+
 def conditioner_from_folder(folder: Path, width: int) -> Model:
-  """Connector from a folder's config.json."""
-  return conditioner(maps_connector.from_hf(hf.read_config(folder)), width)
+  """A connector from a folder's config.json.
 
+  Args:
+    folder: of either kind of connector.
+    width: of the language model's hidden states.
 
-def _connector_from_folder(folder):
-  """A connector of the width that its first tensor has."""
-  first = hf.headers(folder).get('projector.0.weight')
-  if first is None:
-    raise UserError(f'{folder} lacks projector.0.weight of a connector')
-  return conditioner_from_folder(folder, first.shape[-1])
+  Raises:
+    UserError: learned queries of another width.
+  """
+  config = hf.read_config(folder)
+  if hf.kind(folder) != maps_metaquery.CLASS:
+    return conditioner(maps_connector.from_hf(config), width)
+  fields = maps_metaquery.from_hf(config)
+  if fields['width'] != width:
+    raise UserError(
+      f'{folder} has queries of width {fields["width"]}, the language model '
+      f'is {width} wide'
+    )
+  return query_conditioner(fields)
