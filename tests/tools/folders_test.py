@@ -10,6 +10,8 @@ from PIL import Image
 from tests.tools import commands
 from uae_jax.data.scenes import score
 from uae_jax.eval import report
+from uae_jax.infer.scores import load_towers
+from uae_jax.sharding.mesh import make_mesh
 
 MODEL = '--model=bundled:umm1'
 PROMPTS = [
@@ -88,9 +90,17 @@ def test_captions_and_drawings_of_a_folder(drawn, redrawn):
     assert picture.size == (32, 32) and picture.mode == 'RGB'
     for tower in ('reward', 'judge_clip'):
       assert -1 <= images[name][tower] <= 1 + 1e-6
-  # The captioner leaves words out, but the circle is red.
   assert 'red circle' in captions['00000.png']['caption']
-  assert images['00000.png']['reward'] > 0.3
+  # The scores are those of the files that lie there.
+  compare = load_towers(['bundled:umm1/reward'], make_mesh(-1, 1))['reward']
+  name = '00000.png'
+  pictures = [
+    [np.asarray(Image.open(folder))]
+    for folder in (drawn / name, redrawn / 'images' / f'{name}.png')
+  ]
+  [got], [same] = compare(*pictures), compare(pictures[0], pictures[0])
+  np.testing.assert_allclose(got, images[name]['reward'], atol=1e-5)
+  np.testing.assert_allclose(same, 1, atol=1e-5)
 
 
 def test_the_sheet_shows_every_image(redrawn):
