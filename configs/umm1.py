@@ -19,7 +19,7 @@ def get_config(variant: str = '') -> ConfigDict:
   c.stage = 'encoder'
 
   c.train = ConfigDict()
-  c.train.steps = 700
+  c.train.steps = 500
   c.train.images = 24  # source images per step
   c.train.group_size = 8  # captions per image
   c.train.seed = 0
@@ -91,11 +91,11 @@ def get_config(variant: str = '') -> ConfigDict:
   c.ckpt.reward = 'bundled:umm1/reward'
   # Held-out towers, never a reward; comma separated.
   c.ckpt.judges = 'bundled:umm1/judge_clip,bundled:umm1/judge_views'
-  c.ckpt.every = 175  # steps
+  c.ckpt.every = 125  # steps
   c.ckpt.keep = 2
 
   c.eval = ConfigDict()
-  c.eval.every = 175  # steps; also before and after training
+  c.eval.every = 125  # steps; also before and after training
   c.eval.images = 256
   c.eval.batch = 64
   c.eval.gallery = 32  # images kept for the report
