@@ -3,8 +3,8 @@
 Letters: B images, G rollouts per image (the group), L query or caption
 tokens, S key or prefix tokens, N query heads, K key/value heads, H head dim,
 D width, F mlp width, V vocabulary, P image patches, E patch vector, M merged
-image tokens, C channels, R image side in pixels, T denoising steps, Y layers.
-A group is always an axis: arrays are [B, G, ...].
+image tokens, I image codes, C channels, R image side in pixels, T denoising
+steps, Y layers. A group is always an axis: arrays are [B, G, ...].
 """
 
 from typing import Any
@@ -73,12 +73,21 @@ class Captions:
 
 
 @flax.struct.dataclass
+class Codes:
+  """Images sampled as codes, with the log-probability drawn with."""
+
+  tokens: Int[Array, 'B G I']
+  logp: Float[Array, 'B G I']  # fp32
+
+
+@flax.struct.dataclass
 class Rollout:
   """One pass image -> text -> image -> reward."""
 
   captions: Captions
   images: Float[Array, 'B G R R 3']  # in [0, 1]
   reward: Float[Array, 'B G']  # fp32, may be non-finite
+  codes: Codes | None = None  # of the images, where they were sampled
 
 
 @flax.struct.dataclass

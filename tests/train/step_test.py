@@ -14,7 +14,7 @@ from uae_jax.rollout.sampler import Sampler
 from uae_jax.sharding.mesh import make_mesh, put_batch, put_tree
 from uae_jax.sharding.rules import shardings
 from uae_jax.types import Captions
-from uae_jax.umm import umm1
+from uae_jax.umm import base
 
 RNG = jax.random.key(11)
 
@@ -238,11 +238,14 @@ def test_equal_captions_get_equal_images_only_with_shared_noise(share):
 
 
 def test_guidance_moves_away_from_the_empty_caption():
-  plain, _, state, batch = setup()
+  umm, _, state, batch = setup()
   state = state()
   policy = policy_of(state)
-  captions = plain.describe(policy, plain.prefill(policy, batch), RNG, 1)
-  draw = lambda u: u.draw(policy, state.frozen, captions, None, RNG)
+  captions = umm.describe(policy, umm.prefill(policy, batch), RNG, 1)
+  plain = umm.umm
+  draw = lambda u: tiny_umm.Jitted(u).draw(
+    policy, state.frozen, captions, None, RNG
+  )
   painter = dataclasses.replace(plain.painter, guidance=3.0)
   umm = dataclasses.replace(plain, painter=painter)
   assert float(jnp.abs(draw(umm) - draw(plain)).max()) > 1e-4
@@ -258,7 +261,7 @@ def test_the_reference_tree_replaces_the_trained_leaves_only():
   _, _, state, _ = setup()
   state = state()
   moved = state.replace(params=tiny_umm.redraw(state.params, 9))
-  back = umm1.reference(moved.frozen, policy_of(moved))
+  back = base.reference(moved.frozen, policy_of(moved))
   assert change(back, policy_of(state)) == 0
 
 

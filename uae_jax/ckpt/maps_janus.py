@@ -6,7 +6,6 @@ JanusForConditionalGeneration. The policy and its image tokenizer are in one
 file; `table` has the rows of the first, `vq_table` those of the second.
 """
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,13 +13,12 @@ from uae_jax.ckpt.hf import Row, conv, linear, norm
 from uae_jax.ckpt.maps_qwen import language
 from uae_jax.errors import UserError
 
-LAYOUTS = ('transformers', 'deepseek')
-_VQ_PREFIX = {'transformers': 'model.vqmodel', 'deepseek': 'gen_vision_model'}
 # Of the original: the tower's pooling head and a counter, which nothing uses.
-_UNUSED = (
+UNUSED = (
   r'vision_model\.vision_tower\.attn_pool\..*',
   r'gen_vision_model\.quantize\.codebook_used',
 )
+TOKENS = ('bos_token_id', 'eos_token_id', 'pad_token_id')
 
 _LLAMA = dict(  # what LlamaConfig assumes
   rms_norm_eps=1e-6, rope_theta=1e4, num_hidden_layers=32,
@@ -39,30 +37,19 @@ _VQ_16 = dict(
 )  # fmt: skip
 
 
-def layout_of(config: Mapping[str, Any]) -> str:
-  """The layout of a folder by its config.json.
-
-  Raises:
-    UserError: it is of neither.
-  """
-  kind = config.get('model_type')
-  if kind == 'janus':
-    return 'transformers'
-  if kind == 'multi_modality':
-    return 'deepseek'
-  raise UserError(f'config.json: model_type={kind!r} is not a Janus model')
-
-
 def from_hf(config: Mapping[str, Any]) -> dict[str, Any]:
   """config.json -> fields vision, lm, draw of `Janus` and vq of `VQ`.
 
   Raises:
-    UserError: when a key that fixes a shape is missing or not supported.
+    UserError: it is of no Janus model, or a key that fixes a shape is missing
+      or not supported.
   """
+  readers = {'janus': _from_transformers, 'multi_modality': _from_deepseek}
+  kind = config.get('model_type')
+  if kind not in readers:
+    raise UserError(f'config.json: model_type={kind!r} is not a Janus model')
   try:
-    if layout_of(config) == 'deepseek':
-      return _from_deepseek(config)
-    return _from_transformers(config)
+    return readers[kind](config)
   except KeyError as e:
     raise UserError(f'config.json of the Janus model lacks {e}') from None
 
@@ -136,10 +123,30 @@ def _from_deepseek(config) -> dict[str, Any]:
   )
 
 
+def tokens_of(config: Mapping[str, Any]) -> dict[str, int]:
+  """The decoder's special ids in a config.json, where it has them."""
+  text = config.get('text_config') or config.get('language_config') or {}
+  return {key: text[key] for key in TOKENS if key in text}
+
+
 def to_hf(
-  vision: Mapping, lm: Mapping, draw: Mapping, vq: Mapping, image_pad: int
+  vision: Mapping,
+  lm: Mapping,
+  draw: Mapping,
+  vq: Mapping,
+  image_pad: int,
+  tokens: Mapping[str, int],
 ) -> dict[str, Any]:
-  """Fields -> config.json in the layout that `vision['fused']` names."""
+  """Fields -> config.json in the layout that `vision['fused']` names.
+
+  Args:
+    vision: fields, as are `lm`, `draw` and `vq`.
+    lm: of the decoder.
+    draw: of the embeddings and the head of codes.
+    vq: of the image tokenizer.
+    image_pad: id that image tokens replace.
+    tokens: ids of `TOKENS`, as the decoder's own section has them.
+  """
   text = {
     'model_type': 'llama',
     'vocab_size': lm['vocab'],
@@ -151,6 +158,7 @@ def to_hf(
     'rms_norm_eps': lm.get('eps', 1e-6),
     'max_position_embeddings': 16384,
     'tie_word_embeddings': False,
+    **tokens,
   }
   theta = lm.get('theta', 1e4)
   if vision['fused']:
@@ -229,14 +237,6 @@ def to_hf(
   }
 
 
-def ignore(layout: str, part: str) -> tuple[str, ...]:
-  """Regexes of what the rows of one part ('policy' or 'vq') leave alone."""
-  vq = re.escape(_VQ_PREFIX[layout]) + r'\..*'
-  if part == 'policy':
-    return (vq, *_UNUSED)
-  return (rf'(?!{vq}).*', *_UNUSED)
-
-
 def table(vision: Mapping, lm: Mapping) -> tuple[Row, ...]:
   """The rows of a `models.janus.Janus`, in the layout of its tower."""
   old = vision['fused']
@@ -297,28 +297,22 @@ def table(vision: Mapping, lm: Mapping) -> tuple[Row, ...]:
   return (*rows, *language(lm, text, head))
 
 
-def vq_table(layout: str, **fields: Any) -> tuple[Row, ...]:
-  """The rows of a `models.vq.VQ` in the same file."""
-  hub = _VQ_PREFIX[layout]
-  levels = len(fields['channels'])
-  encoder = _half(
-    layout, hub, 'encoder', fields['channels'], fields['layers'], levels - 1
-  )
-  decoder = _half(
-    layout, hub, 'decoder', fields['channels'][::-1], fields['layers'] + 1, 0
-  )
+def vq_table(vision: Mapping, vq: Mapping) -> tuple[Row, ...]:
+  """The rows of a `models.vq.VQ`, in the layout of the tower beside it."""
+  old = vision['fused']
+  hub = 'gen_vision_model' if old else 'model.vqmodel'
+  down, up = vq['channels'], vq['channels'][::-1]
   return (
-    *encoder,
-    *decoder,
+    *_half(old, hub, 'encoder', down, vq['layers'], len(down) - 1),
+    *_half(old, hub, 'decoder', up, vq['layers'] + 1, 0),
     *conv('quant_conv', f'{hub}.quant_conv'),
     *conv('post_quant_conv', f'{hub}.post_quant_conv'),
     Row('codebook', f'{hub}.quantize.embedding.weight'),
   )
 
 
-def _half(layout, hub, part, widths, layers, attended) -> list[Row]:
+def _half(old, hub, part, widths, layers, attended) -> list[Row]:
   """Rows of the encoder or the decoder; level `attended` has attention."""
-  old = layout == 'deepseek'
   way = {'encoder': 'down', 'decoder': 'up'}[part]
   level = 'conv_blocks' if old else way
   res = 'res' if old else 'block'

@@ -4,7 +4,7 @@ Chen et al. 2025, https://arxiv.org/abs/2501.17811; numerics follow
 transformers `modeling_janus.py`. Reading: a SigLIP tower whose 576 states
 become tokens. Drawing: image codes of `models.vq`, each embedded, aligned and
 fed back, with a head of their own. The calls for captions are those of
-`models.vlm.Captioner`. Letters as in `types`; I image codes, K codebook size.
+`models.vlm.Captioner`. Letters as in `types`; K codebook size.
 """
 
 import flax.linen as nn

@@ -18,7 +18,7 @@ from uae_jax.nn.lora import LoRA
 from uae_jax.rewards.reconstruction import finite_groups
 from uae_jax.rl import advantage, grpo
 from uae_jax.types import Batch, Metrics, Rollout, TrainState
-from uae_jax.umm.umm1 import reference
+from uae_jax.umm.base import reference
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,32 +1,27 @@
 """UMM-1: an autoregressive LLM captions, a frozen MM-DiT draws.
 
-What this architecture plugs into the loop, as five functions of arrays:
-`prefill`, `describe` (image -> text), `draw` (text -> image), `reward` and
-`score`. UniWorld, MetaQuery and Qwen2.5-VL + SD3.5 have this shape; see
+What this architecture plugs into the loop of `umm.base`: `draw`, text ->
+image. UniWorld, MetaQuery and Qwen2.5-VL + SD3.5 have this shape; see
 "Unified Multimodal Models as Auto-Encoders", section on UMM-1.
 """
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from uae_jax import trees
 from uae_jax.errors import UserError
 from uae_jax.models.connector import Connector
 from uae_jax.models.metaquery import QueryConnector
 from uae_jax.models.vlm import VLM
-from uae_jax.rewards import reconstruction
 from uae_jax.rewards.features import Tower
 from uae_jax.rollout import caption
 from uae_jax.rollout.sampler import Sampler
-from uae_jax.types import Batch, Captions, Prefix, Rollout
+from uae_jax.types import Captions, Prefix
+from uae_jax.umm.base import UMM, Params, reference
 from uae_jax.umm.painter import Painter
-
-Params = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,14 +41,13 @@ class Tokens:
 
 
 @dataclasses.dataclass(frozen=True)
-class UMM1:
+class UMM1(UMM):
   """Modules and options; parameters travel separately.
 
   Frozen parameters are a dict: `policy` (the untrained rest, or all of it
   beside adapters), `reference` (trained leaves before training, only where a
-  term needs them),
-  `connector`, `decoder`, `vae` (where the painter has one), `reward` and
-  `judges` (by tower name).
+  term needs them), `connector`, `decoder`, `vae` (where the painter has one),
+  `reward` and `judges` (by tower name).
 
   Attributes:
     painter: what draws; its guidance is against `tokens.negative`.
@@ -83,30 +77,6 @@ class UMM1:
       self.connector, QueryConnector
     ):
       raise UserError('learned queries follow text: set bottleneck=text')
-
-  def prefill(self, policy: Params, batch: Batch) -> Prefix:
-    """Image + prompt through the LLM, once per image."""
-    return self.vlm.apply({'params': policy}, batch, method='prefill')
-
-  def describe(
-    self, policy: Params, prefix: Prefix, rng: Key[Array, ''], group: int
-  ) -> Captions:
-    """Samples `group` captions per image."""
-    b, d = prefix.hidden.shape
-    first = jnp.broadcast_to(prefix.hidden[:, None], (b, group, d))
-    apply = lambda *a, method: self.vlm.apply(
-      {'params': policy}, *a, method=method
-    )
-    return caption.sample(
-      lambda cache, ids, t: apply(prefix, cache, ids, t, method='decode'),
-      apply(first, method='logits'),
-      self.vlm.empty_cache(b, group, self.length),
-      rng,
-      self.sampler,
-      length=self.length,
-      eos=self.tokens.eos,
-      pad=self.tokens.pad,
-    )
 
   def condition(
     self,
@@ -195,67 +165,3 @@ class UMM1:
   ) -> Float[Array, 'B G R Q 3']:
     """Plain text-to-image: `draw` with no image anywhere behind it."""
     return self.draw(policy, frozen, captions, None, rng)
-
-  def reward(
-    self, frozen: Params, source: Array, images: Array
-  ) -> Float[Array, 'B G']:
-    """Weighted cosine similarity of source and reconstruction."""
-    with jax.named_scope('reward'):
-      scores = self.similarities(self.towers, frozen['reward'], source, images)
-      return reconstruction.ensemble(scores, self.weights)
-
-  def similarities(
-    self,
-    towers: Mapping[str, Tower],
-    params: Params,
-    source: Float[Array, 'B R Q 3'],
-    images: Float[Array, 'B G R Q 3'],
-  ) -> dict[str, Float[Array, 'B G']]:
-    """Cosine of source and reconstruction, by tower."""
-    b, g = images.shape[:2]
-    flat = images.reshape(b * g, *images.shape[2:])
-    out = {}
-    for name, tower in towers.items():
-      ours = tower.embed(params[name], source)
-      theirs = tower.embed(params[name], flat).reshape(b, g, -1)
-      out[name] = reconstruction.similarity(ours, theirs)
-    return out
-
-  def rollout(
-    self,
-    policy: Params,
-    frozen: Params,
-    batch: Batch,
-    rng: Key[Array, ''],
-    group: int,
-  ) -> Rollout:
-    """image -> G captions -> G images -> G rewards."""
-    words, noise = jax.random.split(rng)
-    prefix = self.prefill(policy, batch)
-    captions = self.describe(policy, prefix, words, group)
-    images = self.draw(policy, frozen, captions, prefix, noise)
-    return Rollout(captions, images, self.reward(frozen, batch.image, images))
-
-  def score(
-    self, policy: Params, batch: Batch, captions: Captions
-  ) -> tuple[Float[Array, 'B G L'], Float[Array, 'B G L']]:
-    """Log-probability of each token and entropy, under the sampler."""
-    prefix = self.prefill(policy, batch)
-    logits = self.vlm.apply(
-      {'params': policy}, prefix, captions.tokens, captions.mask,
-      method='teach',
-    )  # fmt: skip
-    logp = self.sampler.score(logits, captions.tokens)
-    zero = lambda x: jnp.where(captions.mask, x, 0.0)
-    return zero(logp), zero(self.sampler.entropy(logits))
-
-
-def reference(frozen: Params, policy: Params) -> Params:
-  """The policy as it was before training.
-
-  Its trained leaves are kept in `frozen['reference']`; where adapters are
-  trained beside a whole frozen policy, that is the reference.
-  """
-  if 'reference' not in frozen:
-    return frozen['policy']
-  return trees.merge(policy, frozen['reference'])

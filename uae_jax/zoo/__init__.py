@@ -30,6 +30,7 @@ from uae_jax.zoo.decoders import (
   prompt_tower,
   query_conditioner,
 )
+from uae_jax.zoo.janus import janus, janus_from_folder
 from uae_jax.zoo.model import ASSETS, Model, resolve, weights
 from uae_jax.zoo.policies import policy, policy_from_folder
 from uae_jax.zoo.towers import (
@@ -45,7 +46,8 @@ from uae_jax.zoo.towers import (
 __all__ = [
   'ASSETS', 'Model', 'autoencoder', 'conditioner', 'conditioner_from_folder',
   'decoder', 'decoder_from_folder', 'dinov2_tower', 'dinov3_tower',
-  'flux_decoder', 'from_folder', 'image_clip', 'long_prompt', 'policy',
+  'flux_decoder', 'from_folder', 'image_clip', 'janus',
+  'janus_from_folder', 'long_prompt', 'policy',
   'policy_from_folder', 'prompt_tower', 'query_conditioner',
   'resolve', 'siglip_tower', 'tower', 'tower_from_folder', 'weights',
 ]  # fmt: skip
@@ -68,6 +70,8 @@ def from_folder(folder: Path) -> Model:
   kind = hf.kind(folder)
   if kind == 'qwen2_5_vl':
     return policy_from_folder(folder)
+  if kind in ('janus', 'multi_modality'):
+    return janus_from_folder(folder)[0]
   if kind == maps_connector.CLASS:
     first = hf.headers(folder).get('projector.0.weight')
     if first is None:
@@ -75,7 +79,7 @@ def from_folder(folder: Path) -> Model:
     return conditioner_from_folder(folder, first.shape[-1])
   families = {**TOWERS, **DECODERS, **_OTHERS}
   if kind not in families:
-    known = sorted([*families, 'qwen2_5_vl', maps_connector.CLASS])
-    raise UserError(f'{folder} is a {kind!r}; known are {known}')
+    known = [*families, 'qwen2_5_vl', 'janus', maps_connector.CLASS]
+    raise UserError(f'{folder} is a {kind!r}; known are {sorted(known)}')
   fields, build = families[kind]
   return build(fields(hf.read_config(folder)))

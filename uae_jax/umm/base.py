@@ -1,0 +1,113 @@
+"""What every architecture has in common: captions, rewards, scores.
+
+A UMM is a frozen dataclass with fields `vlm` (a captioner of `models.vlm`),
+`tokens` (with `eos` and `pad`), `sampler`, `length`, `towers`, `judges` and
+`weights`; it adds `draw` and `draw_from_text`. The rest of the loop is here.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from uae_jax import trees
+from uae_jax.rewards import reconstruction
+from uae_jax.rewards.features import Tower
+from uae_jax.rollout import caption
+from uae_jax.types import Batch, Captions, Prefix, Rollout
+
+Params = Mapping[str, Any]
+
+
+class UMM:
+  """image -> text -> image -> reward, but for the drawing."""
+
+  def prefill(self, policy: Params, batch: Batch) -> Prefix:
+    """Image + prompt through the LLM, once per image."""
+    return self.vlm.apply({'params': policy}, batch, method='prefill')
+
+  def describe(
+    self, policy: Params, prefix: Prefix, rng: Key[Array, ''], group: int
+  ) -> Captions:
+    """Samples `group` captions per image."""
+    b, d = prefix.hidden.shape
+    first = jnp.broadcast_to(prefix.hidden[:, None], (b, group, d))
+    apply = lambda *a, method: self.vlm.apply(
+      {'params': policy}, *a, method=method
+    )
+    return caption.sample(
+      lambda cache, ids, t: apply(prefix, cache, ids, t, method='decode'),
+      apply(first, method='logits'),
+      self.vlm.empty_cache(b, group, self.length),
+      rng,
+      self.sampler,
+      length=self.length,
+      eos=self.tokens.eos,
+      pad=self.tokens.pad,
+    )
+
+  def reward(
+    self, frozen: Params, source: Array, images: Array
+  ) -> Float[Array, 'B G']:
+    """Weighted cosine similarity of source and reconstruction."""
+    with jax.named_scope('reward'):
+      scores = self.similarities(self.towers, frozen['reward'], source, images)
+      return reconstruction.ensemble(scores, self.weights)
+
+  def similarities(
+    self,
+    towers: Mapping[str, Tower],
+    params: Params,
+    source: Float[Array, 'B R Q 3'],
+    images: Float[Array, 'B G R Q 3'],
+  ) -> dict[str, Float[Array, 'B G']]:
+    """Cosine of source and reconstruction, by tower."""
+    b, g = images.shape[:2]
+    flat = images.reshape(b * g, *images.shape[2:])
+    out = {}
+    for name, tower in towers.items():
+      ours = tower.embed(params[name], source)
+      theirs = tower.embed(params[name], flat).reshape(b, g, -1)
+      out[name] = reconstruction.similarity(ours, theirs)
+    return out
+
+  def rollout(
+    self,
+    policy: Params,
+    frozen: Params,
+    batch: Batch,
+    rng: Key[Array, ''],
+    group: int,
+  ) -> Rollout:
+    """image -> G captions -> G images -> G rewards."""
+    words, noise = jax.random.split(rng)
+    prefix = self.prefill(policy, batch)
+    captions = self.describe(policy, prefix, words, group)
+    images = self.draw(policy, frozen, captions, prefix, noise)
+    return Rollout(captions, images, self.reward(frozen, batch.image, images))
+
+  def score(
+    self, policy: Params, batch: Batch, captions: Captions
+  ) -> tuple[Float[Array, 'B G L'], Float[Array, 'B G L']]:
+    """Log-probability of each token and entropy, under the sampler."""
+    prefix = self.prefill(policy, batch)
+    logits = self.vlm.apply(
+      {'params': policy}, prefix, captions.tokens, captions.mask,
+      method='teach',
+    )  # fmt: skip
+    logp = self.sampler.score(logits, captions.tokens)
+    zero = lambda x: jnp.where(captions.mask, x, 0.0)
+    return zero(logp), zero(self.sampler.entropy(logits))
+
+
+def reference(frozen: Params, policy: Params) -> Params:
+  """The policy as it was before training.
+
+  Its trained leaves are kept in `frozen['reference']`; where adapters are
+  trained beside a whole frozen policy, that is the reference.
+  """
+  if 'reference' not in frozen:
+    return frozen['policy']
+  return trees.merge(policy, frozen['reference'])

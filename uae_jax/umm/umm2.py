@@ -1,0 +1,178 @@
+"""UMM-2: one autoregressive model that describes and draws.
+
+Janus-Pro reads an image as tokens and draws one as codes of a VQ tokenizer;
+see "Unified Multimodal Models as Auto-Encoders", section on UMM-2. Caption
+ids go into the text-to-image template on the device and are never decoded.
+Letters as in `types`; R and Q sides of an image.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from uae_jax.models.janus import Janus
+from uae_jax.models.vq import VQ
+from uae_jax.rewards.features import Tower
+from uae_jax.rollout import caption, image_tokens
+from uae_jax.rollout.sampler import Sampler
+from uae_jax.types import Batch, Captions, Codes, Prefix, Prompt, Rollout
+from uae_jax.umm.base import UMM, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+  """Special ids and the text-to-image template around a caption.
+
+  Attributes:
+    draw_before: opens with the begin-of-sentence token.
+    draw_after: ends with the begin-of-image token.
+    eos: ends a caption.
+    pad: fills captions, and is what the unconditional prompt is made of.
+  """
+
+  draw_before: tuple[int, ...]
+  draw_after: tuple[int, ...]
+  eos: int
+  pad: int
+
+
+@dataclasses.dataclass(frozen=True)
+class UMM2(UMM):
+  """Modules and options; parameters travel separately.
+
+  Frozen parameters are a dict: `policy` (the untrained rest), `vq`, `reward`
+  and `judges` (by tower name).
+
+  Attributes:
+    vlm: reads and draws.
+    vq: codes -> pixels.
+    rows: of the code grid; its columns are the rest of `codes`.
+    codes: I of one image.
+    length: caption budget L, EOS included.
+    sampler: of captions.
+    code_sampler: of image codes, over guided logits.
+    guidance: of image codes; 1 is off.
+    weights: reward weight by tower name.
+  """
+
+  vlm: Janus
+  vq: VQ
+  towers: Mapping[str, Tower]
+  judges: Mapping[str, Tower]
+  tokens: Tokens
+  sampler: Sampler
+  code_sampler: Sampler
+  guidance: float
+  length: int
+  rows: int
+  codes: int
+  weights: Mapping[str, float]
+
+  def prompt(self, policy: Params, captions: Captions) -> Prompt:
+    """Captions -> what precedes their images; [B 2G] with guidance.
+
+    The unconditional rows keep the first and the last token of theirs, and
+    pads between, which are attended to, as Janus-Pro's own sampling does.
+    """
+    t = self.tokens
+    ids, mask = caption.in_template(
+      captions, t.draw_before, t.draw_after, eos=t.eos, pad=t.pad
+    )
+    if self.guidance != 1:
+      last = jnp.sum(mask, -1, keepdims=True) - 1
+      at = jnp.arange(ids.shape[-1])
+      inside = (at > 0) & (at < last)
+      ids = jnp.concatenate([ids, jnp.where(inside, t.pad, ids)], 1)
+      mask = image_tokens.twice(mask, self.guidance)
+    return self._apply(policy, ids, mask, method='read_prompt')
+
+  def draw_codes(
+    self, policy: Params, captions: Captions, rng: Key[Array, '']
+  ) -> Codes:
+    """Samples the codes of one image for every caption."""
+    prompt = self.prompt(policy, captions)
+    b, h = prompt.position.shape
+    codes, logp = image_tokens.sample(
+      lambda cache, codes, t: self._apply(
+        policy, prompt, cache, codes, t, method='decode_code'
+      ),
+      self._apply(policy, prompt.hidden, method='code_logits'),
+      self.vlm.empty_cache(b, h, self.codes),
+      rng,
+      self.code_sampler,
+      length=self.codes,
+      guidance=self.guidance,
+    )
+    return Codes(codes, logp)
+
+  def score_codes(
+    self, policy: Params, captions: Captions, codes: Int[Array, 'B G I']
+  ) -> tuple[Float[Array, 'B G I'], Float[Array, 'B G I']]:
+    """Log-probability of each code and entropy, guided as when sampled."""
+    prompt = self.prompt(policy, captions)
+    logits = self._apply(
+      policy, prompt, image_tokens.twice(codes, self.guidance),
+      method='teach_codes',
+    )  # fmt: skip
+    logits = image_tokens.guide(logits, self.guidance)
+    sampler = self.code_sampler
+    return sampler.score(logits, codes), sampler.entropy(logits)
+
+  def render(
+    self, frozen: Params, codes: Int[Array, 'B G I']
+  ) -> Float[Array, 'B G R Q 3']:
+    """Codes -> pixels in [0, 1]."""
+    b, g, n = codes.shape
+    with jax.named_scope('render'):
+      x = self.vq.apply(
+        {'params': frozen['vq']}, codes.reshape(b * g, n), self.rows,
+        method='decode',
+      )  # fmt: skip
+    x = jnp.clip(x.astype(jnp.float32) * 0.5 + 0.5, 0.0, 1.0)
+    return x.reshape(b, g, *x.shape[1:])
+
+  def draw(
+    self,
+    policy: Params,
+    frozen: Params,
+    captions: Captions,
+    prefix: Prefix | None,
+    rng: Key[Array, ''],
+  ) -> Float[Array, 'B G R Q 3']:
+    """Draws every caption; the captioned image is nowhere behind it."""
+    del prefix
+    codes = self.draw_codes(policy, captions, rng)
+    return self.render(frozen, codes.tokens)
+
+  def draw_from_text(
+    self,
+    policy: Params,
+    frozen: Params,
+    captions: Captions,
+    rng: Key[Array, ''],
+  ) -> Float[Array, 'B G R Q 3']:
+    """The same as `draw`."""
+    return self.draw(policy, frozen, captions, None, rng)
+
+  def rollout(
+    self,
+    policy: Params,
+    frozen: Params,
+    batch: Batch,
+    rng: Key[Array, ''],
+    group: int,
+  ) -> Rollout:
+    """The loop of `UMM`, and the codes that its images were drawn by."""
+    words, noise = jax.random.split(rng)
+    prefix = self.prefill(policy, batch)
+    captions = self.describe(policy, prefix, words, group)
+    codes = self.draw_codes(policy, captions, noise)
+    images = self.render(frozen, codes.tokens)
+    reward = self.reward(frozen, batch.image, images)
+    return Rollout(captions, images, reward, codes)
+
+  def _apply(self, policy, *args, method):
+    return self.vlm.apply({'params': policy}, *args, method=method)
