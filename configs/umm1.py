@@ -66,7 +66,7 @@ def get_config(variant: str = '') -> ConfigDict:
   c.rollout.environment = 'reference'  # policy | reference re-encodes captions
   c.rollout.share_noise = True  # one starting noise for a group
   c.rollout.draw_steps = 1  # Euler steps of the decoder
-  c.rollout.shift = 1.0  # of the flow schedule
+  c.rollout.shift = 1.0  # of the noise levels; 0: as the decoder's scheduler
   c.rollout.guidance = 1.0  # against the empty caption; 1: off
 
   c.data = ConfigDict()

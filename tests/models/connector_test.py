@@ -115,9 +115,31 @@ def test_uniworld_uses_silu_and_a_constant(tmp_path):
     maps_connector.from_hf({**config, 'pooled': 'max'})
 
 
+def test_a_projector_without_a_pooled_vector(model, tmp_path):
+  theirs, _, _ = model
+  state = theirs['projector'].state_dict()
+  save_file({f'projector.{k}': v for k, v in state.items()},
+            tmp_path / 'model.safetensors')  # fmt: skip
+  fields = {**FIELDS, 'pooled': 'none'}
+  assert maps_connector.from_hf(maps_connector.to_hf(fields)) == fields
+  ours = Connector(**fields)
+  table = maps_connector.table('none')
+  params = hf.load(tmp_path, table, shapes_of(ours, WIDTH))
+  states, mask = inputs()
+  context, pooled = ours.apply({'params': params}, states, mask)
+  assert pooled is None
+  with torch.no_grad():
+    want = theirs['projector'](torch.tensor(states)).numpy()
+  np.testing.assert_allclose(context, want, atol=1e-5)
+
+
 @pytest.mark.parametrize(
   'name, width, count',
-  [('uae', 2048, 50_343_936 + 2048), ('uniworld', 3584, 94_388_224 + 768)],
+  [
+    ('uae', 2048, 50_343_936 + 2048),
+    ('uniworld', 3584, 94_388_224 + 768),
+    ('uniworld-siglip', 1152, 64_503_808),
+  ],
 )
 def test_release_sizes_and_sharding(name, width, count):
   """The sizes of both releases, and one constant."""

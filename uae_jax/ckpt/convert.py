@@ -102,7 +102,7 @@ def write_hub(
     stem=model.stem,
     dtype=dtype,
     max_shard=max_shard,
-    files=_beside(source),
+    files=beside(source),
   )
 
 
@@ -114,7 +114,7 @@ def write_orbax(
   The weights come last: a folder with `state/` is whole.
   """
   out.mkdir(parents=True, exist_ok=True)
-  for file in _beside(source):
+  for file in beside(source):
     shutil.copy(file, out / file.name)
   text = json.dumps(_config(source, dtype), indent=2) + '\n'
   (out / 'config.json').write_text(text)
@@ -153,7 +153,7 @@ def _stored(model, folder, base):
   return stored
 
 
-def _beside(folder):
+def beside(folder: Path) -> list[Path]:
   """Configuration files other than config.json."""
   return [
     file

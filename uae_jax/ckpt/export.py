@@ -1,10 +1,11 @@
 """Parameters -> a hub folder, one tensor on the host at a time."""
 
+import dataclasses
 import json
 import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,22 @@ from jax.experimental import multihost_utils
 
 from uae_jax import trees
 from uae_jax.ckpt import safetensors_io
-from uae_jax.ckpt.rows import Row
+from uae_jax.ckpt.rows import Row, Shape
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+  """One tensor to be written, made when its turn comes.
+
+  Attributes:
+    shape: on disk.
+    dtype: on disk.
+    read: makes it, perhaps in another dtype.
+  """
+
+  shape: Shape
+  dtype: np.dtype
+  read: Callable[[], np.ndarray]
 
 
 def save(
@@ -32,9 +48,7 @@ def save(
 ) -> None:
   """Writes `params` in the hub's layout.
 
-  Every host must call it; the first one writes. A new folder appears whole or
-  not at all. Where the folder has files already, its weights of that stem go
-  before the new ones move in, so that two models are never mixed.
+  Every host must call it; the first one writes.
 
   Args:
     folder: to write.
@@ -43,6 +57,50 @@ def save(
     config: contents of the JSON file beside the weights.
     stem: file stem, 'model' or 'diffusion_pytorch_model'.
     dtype: dtype on disk; None keeps that of each parameter.
+    max_shard: bytes in one file; see `save_tensors`.
+    files: further files to copy in.
+    config_name: of that JSON file.
+  """
+  flat = trees.flatten(params)
+
+  def tensor(row, i):
+    x = flat[row.path]
+    return Tensor(
+      row.shape_on_hub(x.shape),
+      np.dtype(x.dtype if dtype is None else dtype),
+      lambda: row.to_hub(to_host(x[i] if row.layers else x), x.shape),
+    )
+
+  tensors = {
+    name: tensor(row, i) for row in table for i, name in enumerate(row.names())
+  }
+  save_tensors(
+    folder, tensors, config, stem=stem, max_shard=max_shard, files=files,
+    config_name=config_name,
+  )  # fmt: skip
+
+
+def save_tensors(
+  folder: str | Path,
+  tensors: Mapping[str, Tensor],
+  config: Mapping[str, Any],
+  *,
+  stem: str = 'model',
+  max_shard: int | None = None,
+  files: Sequence[Path] = (),
+  config_name: str = 'config.json',
+) -> None:
+  """Writes a hub folder, one tensor on the host at a time.
+
+  Every host must call it; the first one writes. A new folder appears whole or
+  not at all. Where the folder has files already, its weights of that stem go
+  before the new ones move in, so that two models are never mixed.
+
+  Args:
+    folder: to write.
+    tensors: by name.
+    config: contents of the JSON file beside the weights.
+    stem: file stem, 'model' or 'diffusion_pytorch_model'.
     max_shard: bytes in one file, exceeded by a larger tensor only; None
       writes a single file.
     files: further files to copy in.
@@ -58,7 +116,7 @@ def save(
       for file in files:
         shutil.copy(file, partial / file.name)
       _write_json(partial / config_name, config)
-    _write_weights(partial, table, params, stem, dtype, max_shard, writes)
+    _write_weights(partial, tensors, stem, max_shard, writes)
     if writes:
       _move(partial, folder, stem)
   finally:
@@ -68,24 +126,14 @@ def save(
     multihost_utils.sync_global_devices(f'saved {folder}')
 
 
-def _write_weights(folder, table, params, stem, dtype, max_shard, writes):
+def _write_weights(folder, tensors, stem, max_shard, writes):
   """The safetensors files and, where there are several, their index."""
-  flat = trees.flatten(params)
-  tensors, source = {}, {}
-  for row in table:
-    x = flat[row.path]
-    kind = np.dtype(x.dtype if dtype is None else dtype)
-    for i, name in enumerate(row.names()):
-      tensors[name] = (row.shape_on_hub(x.shape), kind)
-      source[name] = (row, i)
+  sizes = {name: (x.shape, x.dtype) for name, x in tensors.items()}
 
   def make(name):
-    row, i = source[name]
-    x = flat[row.path]
-    one = to_host(x[i] if row.layers else x)
-    return row.to_hub(one, x.shape).astype(tensors[name][1], copy=False)
+    return tensors[name].read().astype(tensors[name].dtype, copy=False)
 
-  groups = shards(tensors, max_shard)
+  groups = shards(sizes, max_shard)
   weight_map = {}
   for i, names in enumerate(groups):
     file = f'{stem}.safetensors'
@@ -94,9 +142,9 @@ def _write_weights(folder, table, params, stem, dtype, max_shard, writes):
     weight_map |= dict.fromkeys(names, file)
     # The other hosts take part in gathering and write nothing.
     target = folder / file if writes else Path(os.devnull)
-    safetensors_io.write(target, {n: tensors[n] for n in names}, make)
+    safetensors_io.write(target, {n: sizes[n] for n in names}, make)
   if writes and len(groups) > 1:
-    total = sum(_nbytes(x) for x in tensors.values())
+    total = sum(_nbytes(x) for x in sizes.values())
     index = {'metadata': {'total_size': total}, 'weight_map': weight_map}
     _write_json(folder / f'{stem}.safetensors.index.json', index)
 

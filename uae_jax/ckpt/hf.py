@@ -69,7 +69,7 @@ def find_files(
 
   Raises:
     UserError: no safetensors (with the conversion command when only pickle
-      files are there), a broken index, or shards that it names are missing.
+      files are there), a broken index, or shards are missing.
   """
   folder = Path(folder)
   index = folder / f'{stem}.safetensors.index.json'
@@ -92,6 +92,8 @@ def find_files(
   single = folder / f'{stem}.safetensors'
   if single.exists():
     return {single: []}
+  if shards := _shards(folder, stem):
+    return {file: [] for file in shards}
   pickles = sorted(p.name for s in _PICKLES for p in folder.glob(f'*.{s}'))
   if pickles:
     raise UserError(
@@ -103,15 +105,34 @@ def find_files(
   raise UserError(f'{single} is missing{has}')
 
 
+def _shards(folder: Path, stem: str) -> list[Path]:
+  """The numbered files of a folder without an index.
+
+  Raises:
+    UserError: one of them is missing.
+  """
+  found = sorted(folder.glob(f'{stem}-*-of-*.safetensors'))
+  if not found:
+    return []
+  total = found[0].stem.rpartition('-of-')[2]
+  names = (
+    [f'{stem}-{i + 1:05d}-of-{total}.safetensors' for i in range(int(total))]
+    if total.isdecimal()
+    else []
+  )
+  here = {file.name for file in found}
+  if here != set(names):
+    raise UserError(
+      f'{folder} has no index, and its shards {sorted(here)} are not all of '
+      f'them: missing {sorted(set(names) - here)}'
+    )
+  return found
+
+
 def conversion(folder: Path) -> str:
   """The command that rewrites a folder's pickle files as safetensors."""
   if (folder / 'adapter_config.json').exists():
-    file = f'{folder}/adapter_model'
-    return (
-      'python -c "import torch; from safetensors.torch import save_file; '
-      f"save_file(torch.load('{file}.bin', weights_only=True), "
-      f"'{file}.safetensors')\""
-    )
+    return plain_conversion(folder)
   library, name = 'transformers', 'AutoModel'
   if (folder / 'config.json').exists():
     config = read_config(folder)
@@ -123,6 +144,16 @@ def conversion(folder: Path) -> str:
     f'python -c "from {library} import {name}; '
     f"{name}.from_pretrained('{folder}').save_pretrained('{folder}', "
     'safe_serialization=True)"'
+  )
+
+
+def plain_conversion(folder: Path) -> str:
+  """The command for files whose tensors keep their names, of any class."""
+  return (
+    'python -c "import glob, torch; from safetensors.torch import save_file; '
+    '[save_file({k: v.clone() for k, v in torch.load(f, weights_only=True)'
+    ".items()}, f[:-3].replace('pytorch_model', 'model') + 'safetensors') "
+    f"for f in glob.glob('{folder}/*.bin')]\""
   )
 
 
@@ -142,6 +173,7 @@ def find(
   stem: str = 'model',
   ignore: Sequence[str] = (),
   rename: Callable[[str], str] = lambda name: name,
+  over: Sequence[str | Path] = (),
 ) -> dict[str, Entry]:
   """Where each tensor of the table is; reads headers only.
 
@@ -149,7 +181,11 @@ def find(
   """
   ours = {p: tuple(x.shape) for p, x in trees.flatten(shapes).items()}
   found, problems = {}, []
-  for file, listed in find_files(folder, stem).items():
+  base = find_files(folder, stem)
+  files = base.items()
+  for above in over:
+    files = [*files, *find_files(above, stem).items()]
+  for file, listed in files:
     header = safetensors_io.read_header(file)
     problems += [
       f'the index names {name} in {file.name}, which lacks it'
@@ -158,7 +194,7 @@ def find(
     ]
     for raw, entry in header.items():
       name = rename(raw)
-      if name in found:
+      if name in found and file in base:
         problems.append(f'duplicate {name}')
       found[name] = entry
   problems += check(
@@ -186,6 +222,7 @@ def load(
   dtype: Any = np.float32,
   ignore: Sequence[str] = (),
   rename: Callable[[str], str] = lambda name: name,
+  over: Sequence[str | Path] = (),
   shardings: Any = None,
 ) -> dict[str, Any]:
   """Loads a hub folder, one parameter at a time.
@@ -202,6 +239,7 @@ def load(
     ignore: regexes of hub tensors that are known and not used.
     rename: normalises a file's tensor name to the table's (prefixes that
       some exporters add or drop).
+    over: folders whose tensors replace those of `folder`; a later file wins.
     shardings: tree of NamedShardings; without it host arrays are returned.
 
   Returns:
@@ -211,7 +249,9 @@ def load(
     UserError: one message with every unknown, missing, duplicate and
       misshapen tensor, or a file that is not valid safetensors.
   """
-  entries = find(folder, table, shapes, stem=stem, ignore=ignore, rename=rename)
+  entries = find(
+    folder, table, shapes, stem=stem, ignore=ignore, rename=rename, over=over
+  )
   ours = {p: tuple(x.shape) for p, x in trees.flatten(shapes).items()}
   places = {} if shardings is None else trees.flatten(shardings)
   out = {}

@@ -11,7 +11,7 @@ CLASS = 'Connector'
 _SIZES = dict(
   hidden='hidden_dim', context_dim='context_dim', pooled_dim='pooled_dim'
 )
-_CHOICES = dict(act=('gelu', 'silu'), pooled=('mean', 'constant'))
+_CHOICES = dict(act=('gelu', 'silu'), pooled=('mean', 'constant', 'none'))
 _DEFAULTS = dict(act='gelu', pooled='mean')  # of files without these keys
 
 
@@ -58,14 +58,15 @@ def table(pooled: str, projector: str = 'projector') -> tuple[Row, ...]:
     pooled: the field of that name.
     projector: the hub's prefix of the token projector.
   """
-  if pooled == 'constant':
-    rest = [Row('constant', 'pooled.constant')]
-  else:
-    rest = [
+  rest = {
+    'mean': [
       *linear('pooled/fc1', 'pooled.0'), *linear('pooled/fc2', 'pooled.2')
-    ]  # fmt: skip
+    ],
+    'constant': [Row('constant', 'pooled.constant')],
+    'none': [],
+  }  # fmt: skip
   return (
     *linear('sequence/fc1', f'{projector}.0'),
     *linear('sequence/fc2', f'{projector}.2'),
-    *rest,
+    *rest[pooled],
   )

@@ -13,6 +13,19 @@ from uae_jax.errors import UserError
 
 IGNORE = (r'.*rotary_emb\.inv_freq',)
 
+# What transformers' Qwen2_5_VLVisionConfig assumes for a key that is absent.
+_VISION = dict(
+  depth=32,
+  hidden_size=3584,
+  intermediate_size=3420,
+  num_heads=16,
+  out_hidden_size=3584,
+  patch_size=14,
+  spatial_merge_size=2,
+  window_size=112,
+  fullatt_block_indexes=(7, 15, 23, 31),
+)
+
 
 def rename(name: str) -> str:
   """Folds the in-memory names of transformers 5 into the on-disk ones."""
@@ -28,7 +41,7 @@ def from_hf(config: Mapping[str, Any]) -> dict[str, Any]:
   """
   text = dict(config.get('text_config') or config)
   try:
-    vision = config['vision_config']
+    vision = {**_VISION, **config['vision_config']}
     heads = text['num_attention_heads']
     rope = text.get('rope_parameters') or text['rope_scaling']
     lm = dict(

@@ -18,6 +18,7 @@ import numpy as np
 from uae_jax import trees
 from uae_jax.ckpt import export, hf
 from uae_jax.ckpt.rows import Row
+from uae_jax.ckpt.safetensors_io import Entry
 from uae_jax.errors import UserError
 
 STEM, CONFIG = 'adapter_model', 'adapter_config.json'
@@ -151,6 +152,54 @@ def load(
   Raises:
     UserError: for an adapter that has more than A and B, or does not fit.
   """
+  rank, alpha = _strength(folder)
+  fold = _fold(rename)
+  ours, wanted = _fit(folder, table, shapes, rank, fold)
+  tree = hf.load(folder, ours, wanted, stem=STEM, rename=fold)
+  return Adapter(tree, rank, alpha)
+
+
+def find(
+  folder: str | Path,
+  table: Sequence[Row],
+  shapes: Mapping[str, Any],
+  rename: Callable[[str], str] = lambda name: name,
+) -> tuple[dict[str, tuple[Entry, Entry]], float]:
+  """Where A and B of each adapted kernel are, by its hub name; the scale.
+
+  Reads headers only. Args and errors are those of `load`.
+  """
+  rank, alpha = _strength(folder)
+  fold = _fold(rename)
+  ours, wanted = _fit(folder, table, shapes, rank, fold)
+  entries = hf.find(folder, ours, wanted, stem=STEM, rename=fold)
+  first, second = (f'.{part}' for part in PARTS.values())
+  pairs = {
+    name.removesuffix(first) + '.weight': (
+      entry,
+      entries[name.removesuffix(first) + second],
+    )
+    for name, entry in entries.items()
+    if name.endswith(first)
+  }
+  return pairs, alpha / rank
+
+
+def merged(
+  kernel: Entry, pair: tuple[Entry, Entry] | None, scale: float
+) -> np.ndarray:
+  """A kernel as the hub has it; with an adapter, their sum in fp32."""
+  if pair is None:
+    return kernel.read()
+  a, b = (part.read().astype(np.float32) for part in pair)
+  rank = len(a)  # of convolutions, too, all axes but the first are inputs
+  delta = b.reshape(-1, rank) @ a.reshape(rank, -1)
+  scaled = np.float32(scale) * delta.reshape(kernel.shape)
+  return kernel.read().astype(np.float32) + scaled
+
+
+def _strength(folder) -> tuple[int, float]:
+  """(rank, alpha) of adapter_config.json."""
   config = hf.read_config(folder, CONFIG)
   extras = [key for key in _EXTRAS if config.get(key)]
   if config.get('bias', 'none') != 'none':
@@ -165,6 +214,11 @@ def load(
     raise UserError(f'{Path(folder) / CONFIG}: r and lora_alpha are no numbers')
   if config.get('use_rslora'):
     alpha *= rank**0.5  # it divides by the root
+  return rank, float(alpha)
+
+
+def _fold(rename):
+  """Names of an adapter's file -> those of `rows` of the table."""
 
   def fold(name):
     for part in PARTS.values():
@@ -173,6 +227,11 @@ def load(
         return rename(f'{module}.weight').removesuffix('weight') + part
     return name
 
+  return fold
+
+
+def _fit(folder, table, shapes, rank, fold) -> tuple[list[Row], dict]:
+  """Rows of the kernels that the file adapts, and what they load."""
   present = {fold(name) for name in hf.headers(folder, STEM)}
   flat = trees.flatten(shapes)
   ours, wanted = [], {}
@@ -185,5 +244,4 @@ def load(
     sizes = kernel.factors(tuple(flat[kernel.path].shape), rank)
     for row, size in zip(pair, sizes):
       wanted[row.path] = jax.ShapeDtypeStruct(size, np.float32)
-  tree = hf.load(folder, ours, trees.unflatten(wanted), stem=STEM, rename=fold)
-  return Adapter(tree, rank, float(alpha))
+  return ours, trees.unflatten(wanted)

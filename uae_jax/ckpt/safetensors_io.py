@@ -62,6 +62,10 @@ class Entry:
     """Its size on disk."""
     return math.prod(self.shape) * self.dtype.itemsize
 
+  def read(self) -> np.ndarray:
+    """All of it, read now."""
+    return self.rows(0, self.shape[0] if self.shape else 1)
+
   def rows(self, start: int, stop: int) -> np.ndarray:
     """Rows of the first axis, read now; a scalar has one row.
 

@@ -3,11 +3,12 @@
 - `policy/` and `decoder/` (`transformer`, `connector`, perhaps `vae` and
   `scheduler`), or an `umm.json` that says where they are: a UMM-1, such as
   `bundled:umm1` and the `export/` of a run;
+- a Janus-Pro folder, of either release: describes and draws;
 - a Qwen2.5-VL folder: describes only;
 - a diffusers folder of SD3 or FLUX: draws only, with its own text encoders.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ from uae_jax.data import tokenize
 from uae_jax.data.preprocess import PolicyView, prefix_of
 from uae_jax.errors import UserError
 from uae_jax.infer import options as options_lib
+from uae_jax.infer import uniworld
 from uae_jax.infer.autoencoder import (
   Autoencoder,
   Describer,
   Drawer,
   caption_drawer,
 )
+from uae_jax.infer.janus import KINDS, load_janus
 from uae_jax.infer.options import Options
 from uae_jax.infer.painters import PARTS, load_painter
 from uae_jax.infer.prompts import load_reader
@@ -43,6 +46,7 @@ def load(
   *,
   describes: bool = True,
   draws: bool = True,
+  references: Sequence[Any] = (),
 ) -> Autoencoder:
   """Loads what is asked for and is there.
 
@@ -52,15 +56,27 @@ def load(
     said: options that the caller sets; see `options.Options`.
     describes: load the captioner.
     draws: load the decoder.
+    references: images that every text to be drawn speaks of (UniWorld).
 
   Raises:
     UserError: the folder is none of those above, or cannot be read.
   """
   folder = zoo.resolve(name)
-  if (folder / 'model_index.json').exists():
+  pipeline = (folder / 'model_index.json').exists()
+  umm1 = (folder / 'policy').is_dir() or (folder / options_lib.FILE).exists()
+  if umm1 and not pipeline:
+    return _umm1(
+      folder, mesh, said, references, describes=describes, draws=draws
+    )
+  if references or said.get('joint'):
+    raise UserError(
+      f'{folder} is no captioner beside a decoder: joint and reference images '
+      'are for those'
+    )
+  if pipeline:
     return _pipeline(folder, mesh, said)
-  if (folder / 'policy').is_dir() or (folder / options_lib.FILE).exists():
-    return _umm1(folder, mesh, said, describes=describes, draws=draws)
+  if hf.kind(folder) in KINDS:
+    return load_janus(folder, mesh, said, describes=describes, draws=draws)
   if hf.kind(folder) == 'qwen2_5_vl':
     options = options_lib.combine(QWEN, folder, said)
     _check_batch(options, mesh)
@@ -134,7 +150,7 @@ def _captioner(folder: Path, options: Options, mesh: Mesh) -> Describer:
   )
 
 
-def _umm1(folder, mesh, said, *, describes, draws) -> Autoencoder:
+def _umm1(folder, mesh, said, references, *, describes, draws) -> Autoencoder:
   options = options_lib.combine({}, folder, said)
   _check_batch(options, mesh)
   describer = drawer = None
@@ -142,11 +158,13 @@ def _umm1(folder, mesh, said, *, describes, draws) -> Autoencoder:
     policy = zoo.resolve(options_lib.place(folder, 'policy'))
     describer = _captioner(policy, options, mesh)
   if draws:
-    drawer = _caption_drawer(folder, options, mesh)
+    drawer = _caption_drawer(folder, options, mesh, references)
   return Autoencoder(str(folder), options, describer, drawer)
 
 
-def _caption_drawer(folder: Path, options: Options, mesh: Mesh) -> Drawer:
+def _caption_drawer(
+  folder: Path, options: Options, mesh: Mesh, references: Sequence[Any]
+) -> Drawer:
   """Captions -> language model -> connector -> decoder."""
   named = options_lib.read(folder)
   reader = zoo.resolve(
@@ -177,13 +195,18 @@ def _caption_drawer(folder: Path, options: Options, mesh: Mesh) -> Drawer:
   template = tokenize.Template.from_tokenizer(
     tokenizer, options.prompt, options.system
   )
+  negative = tokenizer.encode(options.negative)
+  if painter.guidance != 1 and len(negative) > options.length:
+    raise UserError(
+      f'the negative prompt has {len(negative)} tokens: set length to that'
+    )
   umm = UMM1(
     vlm=policy.module,
     connector=connector.module,
     painter=painter,
     towers={},
     judges={},
-    tokens=_tokens(template, tokenizer.encode(options.negative)),
+    tokens=_tokens(template, negative),
     sampler=Sampler(),
     length=options.length,
     bottleneck='text',
@@ -191,6 +214,12 @@ def _caption_drawer(folder: Path, options: Options, mesh: Mesh) -> Drawer:
     share_noise=False,
     weights={},
   )
+  if options.joint or references:
+    view = policy_view(reader, policy.module, options.max_pixels)
+    return uniworld.load_drawer(
+      umm, params, decoder, tokenizer, template, view, options, mesh,
+      references,
+    )  # fmt: skip
 
   def encode(text: str):
     return tokenize.encode_caption(tokenizer, text, options.length)

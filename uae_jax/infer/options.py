@@ -35,6 +35,9 @@ class Options:
     shift: of its noise levels; None is what its scheduler's file says.
     guidance: classifier-free, or distilled where the decoder has it as input.
     negative: what guidance leads away from.
+    image_temperature: of image codes, where an image is drawn by them.
+    joint: the decoder also reads the prompt through its own text encoders,
+      where the folder has them beside a captioner (UniWorld).
     dtype: of weights and activations.
     batch: images or captions at once.
   """
@@ -52,6 +55,8 @@ class Options:
   shift: float | None = None
   guidance: float = 3.5
   negative: str = ''
+  image_temperature: float = 1.0
+  joint: bool = False
   dtype: str = 'float32'
   batch: int = 8
 

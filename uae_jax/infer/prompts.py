@@ -89,11 +89,32 @@ def load_reader(
   if kind not in PIPELINES:
     raise UserError(f'{folder} is a {kind}; pipelines are {sorted(PIPELINES)}')
   names, t5_length = PIPELINES[kind]
+  if len(names) == 3 and not (folder / 'text_encoder_3').is_dir():
+    names = names[:-1]  # SD3 does without
+  return load_encoders(folder, names, t5_length, width, dtype)
+
+
+def load_encoders(
+  folder: Path, names: Sequence[str], t5_length: int, width: int, dtype: str
+) -> tuple[dict[str, zoo.Model], dict[str, Path], PromptReader]:
+  """`text_encoder`, `text_encoder_2` ... of a folder, called by `names`.
+
+  Args:
+    folder: has them and their tokenizers.
+    names: of 'clip_l', 'clip_g' and 't5'.
+    t5_length: tokens that T5 reads.
+    width: of the context that the decoder reads.
+    dtype: the encoders compute in it.
+
+  Returns:
+    Models and their folders by name, and the reader.
+
+  Raises:
+    UserError: a part is missing.
+  """
   models, folders, tokenizers = {}, {}, {}
   for i, name in enumerate(names):
     end = f'_{i + 1}' if i else ''
-    if (name, i) == ('t5', 2) and not (folder / f'text_encoder{end}').is_dir():
-      continue  # SD3 does without
     folders[name] = folder / f'text_encoder{end}'
     models[name] = zoo.from_folder(folders[name])
     tokenizers[name] = PromptTokenizer(folder / f'tokenizer{end}')

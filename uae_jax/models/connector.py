@@ -4,7 +4,8 @@ The token projector is a two-layer MLP on the final hidden state of every
 token: UAE's release (`projector.0`, `projector.2`, exact GELU) and UniWorld's
 (`denoise_projector`, SiLU). The pooled vector is an MLP of the mean state, or
 a constant, as in both releases, where it is what the decoder's own text
-encoders say of the empty prompt. Letters: L tokens, D width of the language
+encoders say of the empty prompt; UniWorld's `siglip_projector` has none.
+Letters: L tokens, D width of the language
 model, E context width, F pooled width; any axes may lead.
 """
 
@@ -14,7 +15,7 @@ from jaxtyping import Array, Bool, Float
 
 from uae_jax.nn.mlp import MLP
 
-POOLED = ('mean', 'constant')
+POOLED = ('mean', 'constant', 'none')
 
 VARIANTS = {
   # Qwen2.5-VL-3B -> SD3.5-large, sizes of the release.
@@ -33,6 +34,14 @@ VARIANTS = {
     act='silu',
     pooled='constant',
   ),
+  # SigLIP2-so400m -> FLUX.1-dev.
+  'uniworld-siglip': dict(
+    hidden=12288,
+    context_dim=4096,
+    pooled_dim=768,
+    act='silu',
+    pooled='none',
+  ),
   'tiny': dict(
     hidden=192, context_dim=96, pooled_dim=96, act='gelu', pooled='mean'
   ),
@@ -47,7 +56,8 @@ class Connector(nn.Module):
     context_dim: `joint_attention_dim` E of the decoder.
     pooled_dim: `pooled_projection_dim` F of the decoder.
     act: activation, a key of `nn.mlp.ACTIVATIONS`.
-    pooled: 'mean', an MLP of the masked mean; 'constant', one vector.
+    pooled: 'mean', an MLP of the masked mean; 'constant', one vector;
+      'none'.
   """
 
   hidden: int
@@ -59,9 +69,11 @@ class Connector(nn.Module):
   @nn.compact
   def __call__(
     self, states: Float[Array, '*b L D'], mask: Bool[Array, '*b L']
-  ) -> tuple[Float[Array, '*b L E'], Float[Array, '*b F']]:
+  ) -> tuple[Float[Array, '*b L E'], Float[Array, '*b F'] | None]:
     """(context, pooled); the mean is over the tokens of `mask`."""
     context = MLP(self.hidden, self.context_dim, self.act, name='sequence')
+    if self.pooled == 'none':
+      return context(states), None
     if self.pooled == 'constant':
       vector = self.param('constant', nn.initializers.zeros, (self.pooled_dim,))
       shape = (*states.shape[:-2], self.pooled_dim)

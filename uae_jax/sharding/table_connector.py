@@ -5,7 +5,7 @@ from jax.sharding import PartitionSpec as P
 
 def rules(pooled: str):
   """The rules of a `models.connector.Connector` with that pooled part."""
-  parts = 'sequence' if pooled == 'constant' else '(sequence|pooled)'
+  parts = '(sequence|pooled)' if pooled == 'mean' else 'sequence'
   mlp = (
     (rf'{parts}/fc1/kernel', P('data', 'model')),  # D F
     (rf'{parts}/fc1/bias', P('model')),  # F

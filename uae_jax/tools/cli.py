@@ -18,6 +18,7 @@ _DEFINE = {
   float: flags.DEFINE_float,
   float | None: flags.DEFINE_float,
   str: flags.DEFINE_string,
+  bool: flags.DEFINE_bool,
 }
 _HELP = {
   'prompt': 'What the captioner is asked.',
@@ -33,13 +34,18 @@ _HELP = {
   'shift': 'Of its noise levels.',
   'guidance': 'Strength of the guidance.',
   'negative': 'What guidance leads away from.',
+  'image_temperature': 'Of image codes (Janus); 0 is greedy.',
+  'joint': 'Text encoders of the decoder beside the captioner (UniWorld).',
   'dtype': 'float32 or bfloat16.',
   'batch': 'Items at once.',
 }
 CAPTION = (
   'prompt', 'system', 'max_pixels', 'length', 'temperature', 'top_k', 'top_p',
 )  # fmt: skip
-DRAW = ('height', 'width', 'steps', 'shift', 'guidance', 'negative')
+DRAW = (
+  'height', 'width', 'steps', 'shift', 'guidance', 'negative', 'joint',
+  'image_temperature',
+)  # fmt: skip
 BOTH = ('dtype', 'batch')
 
 

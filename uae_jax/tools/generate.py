@@ -4,8 +4,9 @@
 --prompt='large red circle top left'`
 
 `--prompts=FILE` reads one prompt a line, or a `.jsonl` whose objects have a
-`prompt`. Leaves `00000.png` ... and `results.jsonl`: name, prompt. The same
-command goes on where it was stopped.
+`prompt`. `--reference=IMAGE` joins every prompt, for folders that read images
+to draw (UniWorld). Leaves `00000.png` ... and `results.jsonl`: name, prompt.
+The same command goes on where it was stopped.
 """
 
 import json
@@ -16,6 +17,7 @@ import jax
 from absl import flags
 from PIL import Image
 
+from uae_jax.data.preprocess import read_image
 from uae_jax.errors import UserError
 from uae_jax.infer.load import load
 from uae_jax.infer.results import Results
@@ -29,6 +31,9 @@ MODEL = flags.DEFINE_string(
 OUT = flags.DEFINE_string('out', None, 'Folder to fill.', required=True)
 PROMPT = flags.DEFINE_multi_string('prompt', [], 'What to draw; may repeat.')
 PROMPTS = flags.DEFINE_string('prompts', None, 'File of prompts.')
+REFERENCE = flags.DEFINE_multi_string(
+  'reference', [], 'Image that the prompts speak of; may repeat.'
+)
 EACH = flags.DEFINE_integer('each', 1, 'Drawings of every prompt.')
 SEED = flags.DEFINE_integer('seed', 0, 'Of the noise.')
 SHARDS = flags.DEFINE_integer('model_shards', 1, 'Devices that share weights.')
@@ -64,11 +69,15 @@ def main() -> None:
     for _ in range(EACH.value)
   ]
   mesh = mesh_lib.make_mesh(-1, SHARDS.value)
-  model = load(MODEL.value, mesh, OPTIONS(), describes=False)
+  references = [read_image(path) for path in REFERENCE.value]
+  model = load(
+    MODEL.value, mesh, OPTIONS(), describes=False, references=references
+  )
   results = Results(
     Path(OUT.value),
     {'tool': 'generate', 'model': MODEL.value, 'seed': SEED.value,
-     'prompts': prompts, **cli.settings(model.options)},
+     'prompts': prompts, 'reference': REFERENCE.value,
+     **cli.settings(model.options)},
   )  # fmt: skip
   names = [f'{i:05d}.png' for i in range(len(prompts))]
   texts = dict(zip(names, prompts))

@@ -223,7 +223,7 @@ def painter_models(
   if config.ckpt.decoder:
     folder = zoo.resolve(config.ckpt.decoder)
     models, painter = load_painter(
-      folder, steps=r.draw_steps, shift=r.shift, **size, **kw
+      folder, steps=r.draw_steps, shift=r.shift or None, **size, **kw
     )
     conditioner = zoo.conditioner_from_folder(folder / 'connector', width)
     return models, conditioner, painter
@@ -261,7 +261,7 @@ def write_options(config, folder: Path) -> None:
     'height': config.data.side,
     'width': config.data.side,
     'steps': r.draw_steps,
-    'shift': r.shift,
+    'shift': r.shift or None,
     'guidance': r.guidance,
   }
   (folder / FILE).write_text(json.dumps(options, indent=2) + '\n')

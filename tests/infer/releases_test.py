@@ -1,0 +1,319 @@
+"""UAE and UniWorld-V1, composed and loaded, against torch's own modules."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers.models.qwen2_vl import (
+  image_processing_pil_qwen2_vl as qwen_images,
+)
+
+from tests.infer import tiny_releases as tiny
+from tests.torch_fixtures import close
+from uae_jax.infer import compose, releases
+from uae_jax.infer.load import load
+from uae_jax.sharding.mesh import make_mesh, put_batch
+from uae_jax.umm.painter import Painter
+
+PROMPTS = [
+  'large red circle top left',
+  'small blue square middle center , large white cross bottom right',
+]
+NEGATIVE = 'small green triangle'
+BATCH, HEIGHT, WIDTH, STEPS, TIME = 8, 32, 48, 4, 700.0
+AREA = 1024  # pixels of a reference image to the language model
+RNG = jax.random.key(3)
+SAID = dict(
+  height=HEIGHT, width=WIDTH, steps=STEPS, batch=BATCH, dtype='float32',
+  length=24, max_pixels=AREA,
+)  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def uae(tmp_path_factory):
+  """(language model, pipeline, the release, our folder of it)."""
+  root = tmp_path_factory.mktemp('uae')
+  language, pipeline = tiny.uae(root / 'release')
+  contents = releases.uae(root / 'release')
+  [*compose.write(contents, root / 'ours', {}, max_shard=20000)]
+  return language, pipeline, root / 'release', root / 'ours'
+
+
+@pytest.fixture(scope='module')
+def uniworld(tmp_path_factory):
+  """(torch modules, root of the release, our folder of it)."""
+  root = tmp_path_factory.mktemp('uniworld')
+  parts = tiny.uniworld(root)
+  contents = releases.uniworld(
+    root / 'uniworld', root / 'flux', root / 'siglip'
+  )
+  [*compose.write(contents, root / 'ours', {})]
+  return parts, root, root / 'ours'
+
+
+def drawer_of(folder, references=(), **said):
+  with jax.default_matmul_precision('highest'):
+    model = load(
+      str(folder), make_mesh(-1, 1), {**SAID, **said}, describes=False,
+      references=references,
+    )  # fmt: skip
+  return model.drawer
+
+
+def seen(drawer, monkeypatch):
+  """What the painter gets, and the velocity at the noise."""
+  out = {}
+
+  def paint(self, params, noise, cond, unconditional=None):
+    t = jnp.full(len(noise), TIME)
+    out['velocity'] = self.velocity(params, noise, t, cond)
+    out.update(noise=noise, cond=cond, unconditional=unconditional)
+    return jnp.zeros((len(noise), 1, 1, 3))
+
+  monkeypatch.setattr(Painter, '__call__', paint)
+  texts = [*PROMPTS, *[PROMPTS[-1]] * (BATCH - len(PROMPTS))]
+  with jax.set_mesh(drawer.mesh), jax.default_matmul_precision('highest'):
+    batch = put_batch(drawer.encode(texts), drawer.mesh)
+    drawer.run(drawer.params, batch, RNG)
+  monkeypatch.undo()
+  return jax.device_get(out)
+
+
+def drawn(drawer):
+  """Pixels in [0, 1] of both prompts."""
+  texts = [*PROMPTS, *[PROMPTS[-1]] * (BATCH - len(PROMPTS))]
+  with jax.set_mesh(drawer.mesh), jax.default_matmul_precision('highest'):
+    batch = put_batch(drawer.encode(texts), drawer.mesh)
+    pixels = jax.jit(drawer.run)(drawer.params, batch, RNG)
+  return np.asarray(pixels)[: len(PROMPTS)]
+
+
+def latents(i):
+  """The noise that ours starts row i from, as torch lays it out."""
+  shape = (BATCH, HEIGHT // 2, WIDTH // 2, 4)
+  noise = np.array(jax.random.normal(RNG, shape, jnp.float32))[i : i + 1]
+  return torch.tensor(noise).permute(0, 3, 1, 2)
+
+
+def row(cond, i):
+  """The tokens of row i that are there."""
+  return cond['context'][i][cond['mask'][i]]
+
+
+def nhwc(x):
+  return x.permute(0, 2, 3, 1)[0].numpy()
+
+
+class TorchUAE:
+  """Qwen2.5-VL, projector, SD3 and its scheduler, one prompt at a time."""
+
+  def __init__(self, language, pipeline):
+    self.language, self.pipeline = language, pipeline
+
+  def context(self, text):
+    text = (
+      '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n'
+      f'<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n'
+    )
+    ids = tiny.words()(text, add_special_tokens=False, return_tensors='pt')
+    out = self.language(ids.input_ids, output_hidden_states=True)
+    return self.language.projector(out.hidden_states[-1])
+
+  def pooled(self):
+    out = []
+    for end in ('', '_2'):
+      words = getattr(self.pipeline, f'tokenizer{end}')
+      ids = words('', padding='max_length', max_length=77, return_tensors='pt')
+      tower = getattr(self.pipeline, f'text_encoder{end}')
+      out.append(tower(ids.input_ids).text_embeds)
+    return torch.cat(out, -1)
+
+  def velocity(self, x, t, context):
+    return self.pipeline.transformer(
+      x, encoder_hidden_states=context, pooled_projections=self.pooled(),
+      timestep=torch.full((1,), float(t)),
+    ).sample  # fmt: skip
+
+  def draw(self, text, negative, guidance, x):
+    vae, scheduler = self.pipeline.vae, self.pipeline.scheduler
+    with_, without = self.context(text), self.context(negative)
+    scheduler.set_timesteps(STEPS)
+    for t in scheduler.timesteps:
+      v, u = (self.velocity(x, t, c) for c in (with_, without))
+      x = scheduler.step(u + guidance * (v - u), t, x).prev_sample
+    c = vae.config
+    x = vae.decode(x / c.scaling_factor + c.shift_factor).sample
+    return (x / 2 + 0.5).clamp(0, 1)
+
+
+@torch.no_grad()
+def test_uae_conditions_and_draws_as_torch_does(uae, monkeypatch):
+  language, pipeline, _, folder = uae
+  theirs = TorchUAE(language, pipeline)
+  drawer = drawer_of(folder, negative=NEGATIVE)
+  got = seen(drawer, monkeypatch)
+  for i, text in enumerate(PROMPTS):
+    want = theirs.context(text)
+    close(row(got['cond'], i), want[0])
+    close(row(got['unconditional'], i), theirs.context(NEGATIVE)[0])
+    close(got['cond']['pooled'][i], theirs.pooled()[0])
+    v = theirs.velocity(latents(i), TIME, want)
+    close(got['velocity'][i], nhwc(v))
+  pixels = drawn(drawer)
+  for i, text in enumerate(PROMPTS):
+    want = nhwc(theirs.draw(text, NEGATIVE, 5.0, latents(i)))
+    assert want.std() > 0.02  # there is something to see
+    np.testing.assert_allclose(pixels[i], want, atol=1e-4)
+
+
+def test_uae_holds_what_was_laid_over_and_merged(uae):
+  _, pipeline, release, folder = uae
+  ours = tensors(folder / 'policy')
+  base, over = tensors(release / 'llm_model'), tensors(release / 'llm_lora')
+  assert {x.dtype for x in ours.values()} == {torch.float32}
+  assert not [name for name in ours if 'projector' in name]
+  for name, x in ours.items():
+    memory = name.replace('model.', 'model.language_model.', 1)
+    want = base[name] if name.startswith('visual.') else over[memory]
+    assert torch.equal(x, want), name
+  connector = tensors(folder / 'decoder' / 'connector')
+  assert torch.equal(connector['projector.2.bias'], over['projector.2.bias'])
+  ours = tensors(folder / 'decoder' / 'transformer')
+  plain, merged = tensors(release / 'dit'), pipeline.transformer.state_dict()
+  assert ours.keys() == plain.keys()
+  moved = {name for name in ours if not torch.equal(ours[name], plain[name])}
+  assert {name.split('.')[-3] for name in moved} >= {'attn', 'to_out'}
+  assert 'pos_embed.proj.weight' in moved
+  for name in ours:
+    torch.testing.assert_close(ours[name], merged[name], atol=1e-6, rtol=0)
+  options = json.loads((folder / 'umm.json').read_text())
+  assert options == releases.UAE
+  assert (folder / 'policy' / 'tokenizer.json').exists()
+  names = {p.name for p in (folder / 'decoder').iterdir()}
+  assert names == {'transformer', 'connector', 'vae', 'scheduler'}
+  # The parts are folders of transformers and diffusers.
+  kind = type(pipeline.transformer)
+  again = kind.from_pretrained(folder / 'decoder' / 'transformer')
+  assert again.config['num_layers'] == 2
+  model, info = tiny.Qwen2_5_VLForConditionalGeneration.from_pretrained(
+    folder / 'policy', output_loading_info=True
+  )
+  assert not info['missing_keys'] and not info['unexpected_keys']
+
+
+def tensors(folder):
+  """Every tensor of a folder's files."""
+  out = {}
+  for file in sorted(folder.glob('*.safetensors')):
+    out |= load_file(file)
+  return out
+
+
+class TorchUniWorld:
+  """UniWorld's context from its parts, for one prompt; FLUX draws it."""
+
+  def __init__(self, parts):
+    self.parts = parts
+
+  def context(self, text, images=()):
+    parts, words = self.parts, tiny.words()
+    processor = qwen_images.Qwen2VLImageProcessorPil(
+      min_pixels=AREA, max_pixels=AREA, patch_size=4, merge_size=2
+    )
+    seen = processor(images=list(images)) if images else None
+    turn = ''
+    for i in range(len(images)):
+      n = int(np.prod(seen['image_grid_thw'][i])) // 4
+      turn += f'<|vision_start|>{"<|image_pad|>" * n}<|vision_end|>'
+    text = f'<|im_start|>user\n{text}{turn}<|im_end|>\n<|im_start|>assistant\n'
+    ids = words(text, add_special_tokens=False, return_tensors='pt').input_ids
+    kwargs = {}
+    if images:
+      kwargs = dict(
+        pixel_values=torch.tensor(np.array(seen['pixel_values'])),
+        image_grid_thw=torch.tensor(np.array(seen['image_grid_thw'])),
+        mm_token_type_ids=(ids == tiny.IMAGE_PAD).int(),
+      )
+    out = parts['language'](ids, output_hidden_states=True, **kwargs)
+    states = parts['denoise'](out.hidden_states[-1])[0]
+    if images:
+      blocks = iter(parts['eye'](self.patches(images)))
+      pieces = []
+      for token, state in zip(ids[0], states):
+        if token == tiny.VISION_END:
+          pieces.append(next(blocks))
+        pieces.append(state[None])
+      states = torch.cat(pieces)
+    return states[None]
+
+  def patches(self, images):
+    x = [im.resize((24, 24), Image.Resampling.BILINEAR) for im in images]
+    x = np.stack([np.asarray(im, np.float32) / 127.5 - 1 for im in x])
+    x = torch.tensor(x).permute(0, 3, 1, 2)
+    return self.parts['siglip'].vision_model(x).last_hidden_state
+
+  def conditioning(self, text, images=(), joint=False):
+    """(context, pooled) as FLUX reads them."""
+    t5, pooled, _ = self.parts['pipeline'].encode_prompt(
+      text if joint else '', None, max_sequence_length=256
+    )
+    context = self.context(text, images)
+    return torch.cat([context, t5], 1) if joint else context, pooled
+
+  def velocity(self, x, t, context, pooled):
+    pipeline, (h, w) = self.parts['pipeline'], x.shape[2:]
+    out = pipeline.transformer(
+      hidden_states=pipeline._pack_latents(x, 1, x.shape[1], h, w),
+      encoder_hidden_states=context, pooled_projections=pooled,
+      timestep=torch.full((1,), t / 1000), guidance=torch.full((1,), 3.5),
+      img_ids=pipeline._prepare_latent_image_ids(
+        1, h // 2, w // 2, 'cpu', torch.float32
+      ),
+      txt_ids=torch.zeros(context.shape[1], 3),
+    ).sample  # fmt: skip
+    return pipeline._unpack_latents(out, h, w, 1)
+
+  def draw(self, context, pooled, x):
+    pipeline, (h, w) = self.parts['pipeline'], x.shape[2:]
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline(
+      prompt_embeds=context, pooled_prompt_embeds=pooled, guidance_scale=3.5,
+      num_inference_steps=STEPS, height=HEIGHT, width=WIDTH,
+      latents=pipeline._pack_latents(x, 1, x.shape[1], h, w),
+      output_type='np',
+    ).images[0]  # fmt: skip
+
+
+def photographs():
+  """Two images of other sizes than any model wants."""
+  rng = np.random.default_rng(0)
+  draw = lambda *shape: rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
+  images = [Image.fromarray(draw(7, 11)), Image.fromarray(draw(13, 6))]
+  sizes = [(70, 45), (37, 61)]
+  return [im.resize(s, Image.BICUBIC) for im, s in zip(images, sizes)]
+
+
+@pytest.mark.parametrize('images', [0, 1, 2])
+@pytest.mark.parametrize('joint', [False, True])
+@torch.no_grad()
+def test_uniworld_conditions_and_draws_as_torch_does(
+  uniworld, monkeypatch, joint, images
+):
+  parts, _, folder = uniworld
+  theirs, images = TorchUniWorld(parts), photographs()[:images]
+  drawer = drawer_of(folder, images, joint=joint)
+  got, pixels = seen(drawer, monkeypatch), drawn(drawer)
+  for i, text in enumerate(PROMPTS):
+    want = theirs.conditioning(text, images, joint)
+    close(row(got['cond'], i), want[0][0])
+    close(got['cond']['pooled'][i], want[1][0])
+    v = theirs.velocity(latents(i), TIME, *want)
+    close(got['velocity'][i], nhwc(v))
+    image = theirs.draw(*want, latents(i))
+    assert image.std() > 0.02
+    np.testing.assert_allclose(pixels[i], image, atol=1e-4)
