@@ -32,9 +32,8 @@ UAE = dict(
   width=1024,
   steps=40,
   guidance=5.0,
-  # In the release's own words, so that guidance starts from the same states.
-  negative='Generate a random, low quality, ugly, blur, bad and anime, '
-  'cartoon image.',
+  # The release leads away from a sentence of its own: say --negative=….
+  negative='',
   dtype='bfloat16',
 )
 UNIWORLD = dict(
