@@ -241,6 +241,60 @@ def test_shards_are_read_through_the_index(folder):
     hf.load(folder, TABLE, structs())
 
 
+def numbered(folder, count=3):
+  """Splits model.safetensors into numbered shards, and drops the index."""
+  names = sorted(load_file(folder / 'model.safetensors'))
+  file = lambda i: f'model-{i % count + 1:05d}-of-{count:05d}.safetensors'
+  shard(folder, {k: file(i) for i, k in enumerate(names)}).unlink()
+
+
+def test_shards_need_no_index_where_all_are_there(folder):
+  numbered(folder)
+  assert_equal(hf.load(folder, TABLE, structs()), params())
+  (folder / 'model-00002-of-00003.safetensors').unlink()
+  with pytest.raises(UserError, match=r"missing \['model-00002-of-00003"):
+    hf.load(folder, TABLE, structs())
+
+
+def test_shards_of_two_sets_are_not_mixed(folder):
+  numbered(folder)
+  one = folder / 'model-00001-of-00003.safetensors'
+  one.rename(folder / 'model-00001-of-00001.safetensors')
+  with pytest.raises(UserError, match='are not all of them'):
+    hf.find_files(folder)
+
+
+def test_folders_laid_over_replace_and_the_last_file_wins(folder, tmp_path):
+  base = load_file(folder / 'model.safetensors')
+  first, second = tmp_path / 'first', tmp_path / 'second'
+  for above in (first, second):
+    above.mkdir()
+  other = {name: x + 1 for name, x in base.items() if 'layers.1' in name}
+  save_file(other, first / 'model-00001-of-00002.safetensors')
+  again = {'layers.1.q.bias': base['layers.1.q.bias'] + 2}
+  save_file(again, first / 'model-00002-of-00002.safetensors')
+  three = np.array(base['scale'] + 3)
+  save_file({'scale': three}, second / 'model.safetensors')
+  got = hf.load(folder, TABLE, structs(), over=[first, second])
+  want = params()
+  for path in ('q/kernel', 'o/kernel'):
+    part, leaf = path.split('/')
+    want['layers'][part][leaf][1] += 1
+  want['layers']['q']['bias'][1] += 2
+  want['scale'] = three
+  assert_equal(got, want)
+
+
+def test_what_is_laid_over_is_checked_too(folder, tmp_path):
+  (tmp_path / 'over').mkdir()
+  ghosts = {'ghost': np.ones(2, np.float32), 'scale': np.ones(3, np.float32)}
+  save_file(ghosts, tmp_path / 'over' / 'model.safetensors')
+  with pytest.raises(UserError) as e:
+    hf.load(folder, TABLE, structs(), over=[tmp_path / 'over'])
+  assert 'unknown ghost [2]' in str(e.value)
+  assert 'scale is [3], expected []' in str(e.value)
+
+
 def test_an_index_that_names_a_tensor_its_shard_lacks(folder):
   where = two_shards(folder)
   index = shard(folder, where)
@@ -348,6 +402,18 @@ def test_the_way_out_of_pickle_works(tmp_path):
   assert command.startswith('python -c "') and command.endswith('"')
   exec(command.removeprefix('python -c "').removesuffix('"'), {})
   assert hf.find_files(tmp_path) == {tmp_path / 'model.safetensors': []}
+
+
+def test_pickles_of_no_library_keep_their_names(tmp_path):
+  import torch
+
+  shared = torch.arange(3.0)
+  state = {'a': shared, 'b': shared, 'c': torch.ones(2, 2).T}
+  torch.save(state, tmp_path / 'pytorch_model-00001-of-00001.bin')
+  command = hf.plain_conversion(tmp_path)
+  assert command.startswith('python -c "') and command.endswith('"')
+  exec(command.removeprefix('python -c "').removesuffix('"'), {})
+  assert set(hf.headers(tmp_path)) == {'a', 'b', 'c'}
 
 
 def test_another_stem_is_named(folder):

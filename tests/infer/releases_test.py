@@ -1,22 +1,29 @@
 """UAE and UniWorld-V1, composed and loaded, against torch's own modules."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from diffusers import FluxTransformer2DModel
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers.models.qwen2_vl import (
   image_processing_pil_qwen2_vl as qwen_images,
 )
 
 from tests.infer import tiny_releases as tiny
 from tests.torch_fixtures import close
-from uae_jax.infer import compose, releases
+from uae_jax import trees, zoo
+from uae_jax.ckpt import hf, maps_flux
+from uae_jax.errors import UserError
+from uae_jax.infer import compose, release_parts, releases
 from uae_jax.infer.load import load
+from uae_jax.models import flux as flux_model
+from uae_jax.models import mmdit, siglip, vlm
 from uae_jax.sharding.mesh import make_mesh, put_batch
 from uae_jax.umm.painter import Painter
 
@@ -317,3 +324,245 @@ def test_uniworld_conditions_and_draws_as_torch_does(
     image = theirs.draw(*want, latents(i))
     assert image.std() > 0.02
     np.testing.assert_allclose(pixels[i], image, atol=1e-4)
+
+
+def test_uniworld_is_used_as_released(uniworld):
+  parts, root, folder = uniworld
+  options = json.loads((folder / 'umm.json').read_text())
+  assert options == {**releases.UNIWORLD, 'joint': True}
+  names = {p.name for p in (folder / 'decoder').iterdir()}
+  assert names == {
+    'transformer', 'connector', 'vae', 'scheduler', 'siglip',
+    'siglip_projector', 'text_encoder', 'text_encoder_2', 'tokenizer',
+    'tokenizer_2',
+  }  # fmt: skip
+  state = tensors(folder / 'decoder' / 'transformer')
+  want = parts['pipeline'].transformer.state_dict()
+  assert state.keys() == want.keys()
+  assert all(torch.equal(state[name], want[name]) for name in want)
+  eye = tensors(folder / 'decoder' / 'siglip')
+  assert not [name for name in eye if 'text_model' in name]
+  stored = tensors(root / 'uniworld')
+  assert [name for name in stored if 'vae_projector' in name]
+
+
+def edited(folder, file, **changes):
+  """Rewrites tensors of a file; None deletes."""
+  state = load_file(folder / file)
+  for name, x in changes.items():
+    name = name.replace('__', '.')
+    state.pop(name, None)
+    if x is not None:
+      state[name] = x
+  save_file(state, folder / file)
+
+
+def file_of(folder, name):
+  index = json.loads((folder / 'model.safetensors.index.json').read_text())
+  return index['weight_map'][name]
+
+
+def test_everything_that_does_not_fit_uae_is_one_error(uae, tmp_path):
+  folder = tmp_path / 'release'
+  shutil.copytree(uae[2], folder)
+  llm, rest = folder / 'llm_model', folder / 'SD3'
+  edited(llm, file_of(llm, 'visual.merger.mlp.0.bias'),
+         visual__merger__mlp__0__bias=None)  # fmt: skip
+  edited(llm, file_of(llm, 'projector.2.bias'),
+         projector__2__bias=torch.ones(3))  # fmt: skip
+  over = 'model-00003-of-00003.safetensors'
+  edited(folder / 'llm_lora', over, ghost=torch.ones(2))
+  # What is laid over it hides the projector of the wrong size.
+  laid = load_file(folder / 'llm_lora' / over)
+  stem = 'diffusion_pytorch_model.safetensors'
+  edited(folder / 'dit', stem, proj_out__bias=None)
+  edited(rest / 'vae', stem, odd=torch.ones(1))
+  shutil.rmtree(rest / 'scheduler')
+  shutil.rmtree(rest / 'tokenizer_2')
+  (llm / 'preprocessor_config.json').unlink()
+  with pytest.raises(UserError) as e:
+    releases.uae(folder)
+  says = str(e.value)
+  for text in (
+    'missing visual.merger.mlp.0.bias',
+    'unknown ghost [2]',
+    'missing proj_out.bias',
+    'unknown odd [1]',
+    'scheduler_config.json is missing',
+    'tokenizer_2 is missing',
+    "lacks ['preprocessor_config.json']: say --processor=FOLDER",
+  ):
+    assert text in says, text
+  assert ('projector.2.bias is [3]' in says) == ('projector.2.bias' not in laid)
+  assert '\n' not in says
+
+
+def test_a_processor_may_come_from_elsewhere(uae, tmp_path):
+  folder = tmp_path / 'release'
+  shutil.copytree(uae[2], folder)
+  for name in ('tokenizer.json', 'preprocessor_config.json'):
+    (folder / 'llm_model' / name).unlink()
+  contents = releases.uae(folder, tiny.PROCESSORS)
+  names = {file.name for file in contents.pieces['policy'].files}
+  assert names >= {'tokenizer.json', 'preprocessor_config.json'}
+
+
+def test_everything_that_does_not_fit_uniworld_is_one_error(uniworld, tmp_path):
+  _, root, _ = uniworld
+  folder, flux = tmp_path / 'uniworld', tmp_path / 'flux'
+  shutil.copytree(root / 'uniworld', folder)
+  shutil.copytree(root / 'flux', flux)
+  tower = 'denoise_tower'
+  gone = f'{tower}.denoiser.x_embedder.weight'
+  edited(folder, file_of(folder, gone), **{gone: None})
+  wide = f'{tower}.siglip_projector.0.weight'
+  edited(folder, file_of(folder, wide), **{wide: torch.ones(56, 7)})
+  unused = f'{tower}.vae_projector.4.bias'
+  edited(folder, 'model-00001-of-00002.safetensors', **{unused: torch.ones(1)})
+  shutil.rmtree(flux / 'text_encoder')
+  with pytest.raises(UserError) as e:
+    releases.uniworld(folder, flux, root / 'siglip')
+  for text in (
+    f'missing {gone}',
+    f'the index names {gone}',
+    f'{wide} is [56, 7], expected [56, 24]',
+    f'unknown {unused} [1]',
+    'text_encoder/config.json is missing',
+  ):
+    assert text in str(e.value), text
+
+
+def test_pickles_of_a_release_come_with_a_command(uniworld, tmp_path):
+  _, root, _ = uniworld
+  shutil.copytree(root / 'uniworld', tmp_path / 'release')
+  for file in (tmp_path / 'release').glob('model*safetensors*'):
+    file.unlink()
+  torch.save({'a': torch.ones(2)}, tmp_path / 'release' / 'pytorch_model.bin')
+  with pytest.raises(UserError, match='refused; convert them once with: pyth'):
+    releases.uniworld(tmp_path / 'release', root / 'flux')
+
+
+def test_composing_goes_on_where_it_stopped(uae, tmp_path, monkeypatch):
+  out, note = tmp_path / 'ours', {'from': 'here'}
+  contents = releases.uae(uae[2])
+  steps = compose.write(contents, out, note)
+  assert [next(steps), next(steps)] == ['policy', 'decoder/transformer']
+  del steps
+  assert not out.exists()
+  written = []
+  save = compose.export.save_tensors
+
+  def watched(folder, *a, **kw):
+    written.append(folder.name)
+    return save(folder, *a, **kw)
+
+  monkeypatch.setattr(compose.export, 'save_tensors', watched)
+  done = [*compose.write(contents, out, note)]
+  assert done[:2] == ['policy', 'decoder/transformer'] and len(done) == 5
+  assert written == ['connector']
+  names = {p.name for p in tmp_path.iterdir()}
+  assert names == {'ours'}
+  assert {p.name for p in out.iterdir()} == {'policy', 'decoder', 'umm.json'}
+  for file in uae[3].rglob('*.json'):
+    if 'index' not in file.name:  # that folder was written in more shards
+      there = out / file.relative_to(uae[3])
+      assert there.read_bytes() == file.read_bytes(), file
+  with pytest.raises(UserError, match='is not an empty folder'):
+    [*compose.write(contents, out, note)]
+
+
+def test_parts_of_other_settings_are_made_again(uae, tmp_path):
+  out = tmp_path / 'ours'
+  contents = releases.uae(uae[2])
+  next(compose.write(contents, out, {'dtype': None}))
+  [*compose.write(contents, out, {'dtype': 'b'}, np.dtype(jnp.bfloat16))]
+  for part in ('policy', 'decoder/transformer', 'decoder/connector'):
+    kinds = {x.dtype for x in tensors(out / part).values()}
+    assert kinds == {torch.bfloat16}, part
+
+
+def test_what_a_folder_cannot_is_refused(uae, uniworld, tmp_path):
+  root = tmp_path / 'plain'
+  shutil.copytree(uniworld[2], root)
+  for name in ('siglip', 'text_encoder_2'):
+    shutil.rmtree(root / 'decoder' / name)
+  with pytest.raises(UserError, match='no siglip.*--siglip=FOLDER'):
+    drawer_of(root, photographs()[:1], joint=False)
+  with pytest.raises(UserError, match='no text_encoder_2'):
+    drawer_of(root)
+  with pytest.raises(UserError, match='guidance as an input'):
+    drawer_of(uae[3], joint=True)
+  with pytest.raises(UserError, match='no captioner beside a decoder'):
+    drawer_of(uniworld[1] / 'flux', joint=True)
+  with pytest.raises(UserError, match='negative prompt has 3 tokens'):
+    drawer_of(uae[3], negative=NEGATIVE, length=2)
+
+
+def on_meta(make):
+  """Names and shapes of a torch model of real size."""
+  with torch.device('meta'):
+    module = make()
+  return {name: tuple(x.shape) for name, x in module.state_dict().items()}
+
+
+def real_qwen(name, tied):
+  fields = dict(vlm.VARIANTS[name], image_pad=151655)
+  ours = zoo.policy(fields, {})
+  config = tiny.Qwen2_5_VLConfig(**ours.hub_config)
+  theirs = on_meta(lambda: tiny.Qwen2_5_VLForConditionalGeneration(config))
+  hub = {tiny.released(name): shape for name, shape in theirs.items()}
+  if tied:
+    del hub['lm_head.weight']
+  return ours, hub
+
+
+def projectors(**sizes):
+  """Names and shapes of two-layer projectors: width, hidden, out."""
+  out = {}
+  for name, (width, hidden, wide) in sizes.items():
+    name = name.replace('__', '.')
+    out |= {
+      f'{name}.0.weight': (hidden, width), f'{name}.0.bias': (hidden,),
+      f'{name}.2.weight': (wide, hidden), f'{name}.2.bias': (wide,),
+    }  # fmt: skip
+  return out
+
+
+def check_real(parts, hub, ignore):
+  rows, shapes = release_parts.table(parts)
+  ours = {path: x.shape for path, x in trees.flatten(shapes).items()}
+  assert not hf.check(rows, ours, hub, ignore)
+  assert hf.check(rows, ours, {**hub, 'more': (1,)}, ignore)
+
+
+def test_the_real_uniworld_checkpoint():
+  policy, hub = real_qwen('qwen2.5-vl-7b', tied=False)
+  fields = flux_model.VARIANTS['flux-dev']
+  transformer = zoo.flux_decoder(fields)
+  config = dict(maps_flux.to_hf(fields))
+  del config['_class_name']
+  theirs = on_meta(lambda: FluxTransformer2DModel(**config))
+  hub |= {f'denoise_tower.denoiser.{k}': x for k, x in theirs.items()}
+  hub |= projectors(
+    denoise_tower__denoise_projector=(3584, 12288, 4096),
+    denoise_tower__siglip_projector=(1152, 12288, 4096),
+    denoise_tower__vae_projector=(64, 3072, 4096),
+  )
+  eye = zoo.siglip_tower(
+    dict(siglip.VARIANTS['siglip2-so400m-16-512'], language=None)
+  )
+  parts = releases.uniworld_parts(policy, transformer, eye, {})
+  check_real(parts, hub, (*releases.ignored(policy), *releases.UNUSED))
+  assert sum(map(np.prod, hub.values())) == 20_365_253_696
+
+
+def test_the_real_uae_checkpoint():
+  policy, hub = real_qwen('qwen2.5-vl-3b', tied=True)
+  transformer = zoo.decoder(mmdit.VARIANTS['sd35-large'])
+  hub |= projectors(projector=(2048, 8192, 4096))
+  parts = releases.uae_parts(policy, transformer, {})
+  check_real(parts, hub, releases.ignored(policy))
+  check_real(parts, {**hub, 'lm_head.weight': (151936, 2048)},
+             releases.ignored(policy))  # fmt: skip
+  assert sum(map(np.prod, hub.values())) == 3_754_622_976 + 50_343_936
+  assert trees.count(transformer.shapes()) == 8_056_627_520

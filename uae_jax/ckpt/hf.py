@@ -151,8 +151,9 @@ def plain_conversion(folder: Path) -> str:
   """The command for files whose tensors keep their names, of any class."""
   return (
     'python -c "import glob, torch; from safetensors.torch import save_file; '
-    '[save_file({k: v.clone() for k, v in torch.load(f, weights_only=True)'
-    ".items()}, f[:-3].replace('pytorch_model', 'model') + 'safetensors') "
+    '[save_file({k: v.contiguous().clone() for k, v in torch.load(f, '
+    "weights_only=True).items()}, f[:-3].replace('pytorch_model', 'model') + "
+    "'safetensors') "
     f"for f in glob.glob('{folder}/*.bin')]\""
   )
 
