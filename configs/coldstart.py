@@ -3,9 +3,9 @@
 Parts, in order: `reward`, `judge_clip`, `judge_views` (towers), `policy`
 (captioner, connector and MM-DiT together), `decoder` (connector and MM-DiT
 further, language model frozen), `one_step` (the same, half of the rows at
-pure noise, so that one Euler step draws as well as several), `blind` (a second captioner for an ablation:
-new eyes for the same language model, from captions whose shape words are
-random, so that they never learn shapes).
+pure noise, so that one Euler step draws as well as several), `blind` (a
+second captioner for an ablation: new eyes for the same language model, from
+captions whose shape words are random, so that they never learn shapes).
 The weights in `uae_jax/assets/umm1` were made by these commands with the
 seeds below; see the README there.
 """
