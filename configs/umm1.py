@@ -80,6 +80,7 @@ def get_config(variant: str = '') -> ConfigDict:
   c.data.max_pixels = 1024  # of the image as the policy sees it
 
   c.model = ConfigDict()
+  c.model.umm = 'umm1'  # umm1 | umm2
   c.model.dtype = 'float32'  # activations
   c.model.remat = 'none'  # none | dots | full
   c.model.variant = 'tiny'  # built where a ckpt.* folder is ''
@@ -98,6 +99,7 @@ def get_config(variant: str = '') -> ConfigDict:
   c.eval.every = 125  # steps; also before and after training
   c.eval.images = 256
   c.eval.batch = 64
+  c.eval.prompts = False  # text to image as GenEval asks it; drawn scenes only
   c.eval.gallery = 32  # images kept for the report
 
   c.log = ConfigDict()

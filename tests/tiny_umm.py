@@ -10,7 +10,7 @@ import optax
 
 from uae_jax import trees, zoo
 from uae_jax.data import pipeline, tokenize
-from uae_jax.data.preprocess import PolicyView
+from uae_jax.data.preprocess import PolicyView, prefix_of
 from uae_jax.rewards.features import Tower
 from uae_jax.rl.grpo import GRPO
 from uae_jax.rollout.flow import FlowSchedule
@@ -106,7 +106,9 @@ def parts():
     'judges': {},
   }
   view = PolicyView(4, 2, 16, 1024, 1024)
-  example = pipeline.MakeExample(view, template, SIDE)
+  example = pipeline.MakeExample(
+    lambda image: prefix_of(image, view, template), SIDE
+  )
   source = pipeline.make_source('scenes:train', seed=7)
   rows, _ = next(pipeline.take(source, example, n=IMAGES, batch=IMAGES))
   rows.pop('truth')

@@ -33,6 +33,8 @@ class Batch:
   caption_mask: Bool[Array, 'B L'] | None = None
   full_ids: Int[Array, 'B L'] | None = None  # full caption with EOS
   full_mask: Bool[Array, 'B L'] | None = None
+  prompt_ids: Int[Array, 'B N L'] | None = None  # N texts to be drawn
+  prompt_mask: Bool[Array, 'B N L'] | None = None
 
 
 @flax.struct.dataclass

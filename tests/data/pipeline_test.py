@@ -26,8 +26,7 @@ def example(tok):
   )
   template = tokenize.Template.from_tokenizer(tok, tokenize.PROMPT)
   return pipeline.MakeExample(
-    view=view,
-    template=template,
+    lambda image: preprocess.prefix_of(image, view, template),
     image_side=32,
     caption_length=24,
     tokenizer=tok,
@@ -37,9 +36,7 @@ def example(tok):
 
 @pytest.fixture
 def plain(example):
-  return pipeline.MakeExample(
-    view=example.view, template=example.template, image_side=32
-  )
+  return pipeline.MakeExample(example.read, image_side=32)
 
 
 def _folder(tmp_path, n, bad=()):
@@ -63,7 +60,8 @@ def _equal(a, b):
 def test_scene_batches_have_the_documented_layout(example, tok):
   source = pipeline.make_source('scenes:train')
   batch = next(pipeline.make_loader(source, example, batch=3, seed=0))
-  prefix = example.view.max_tokens + example.template.overhead
+  template = tokenize.Template.from_tokenizer(tok, tokenize.PROMPT)
+  prefix = 16 + template.overhead  # 8 x 8 patches, merged 2 x 2
   want = dict(
     patches=((3, 64, 96), 'float32'),
     patch_hw=((3, 64, 2), 'int32'),

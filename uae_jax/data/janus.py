@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
+from uae_jax.data import tokenize
 from uae_jax.data.preprocess import Example, patchify, to_rgb
 from uae_jax.data.tokenize import Tokenizer
 from uae_jax.errors import UserError
@@ -27,7 +28,14 @@ USER, ASSISTANT = '<|User|>', '<|Assistant|>'
 BOI, EOI, IMAGE = '<begin_of_image>', '<end_of_image>', '<image_placeholder>'
 BAR, LOW = '\uff5c', '\u2581'  # as DeepSeek spells its special tokens
 BOS = f'<{BAR}begin{LOW}of{LOW}sentence{BAR}>'
+EOS = f'<{BAR}end{LOW}of{LOW}sentence{BAR}>'
 PAD = f'<{BAR}{LOW}pad{LOW}{BAR}>'
+
+
+def build_word_tokenizer(folder: str) -> None:
+  """`tokenize.build_word_tokenizer` with the special tokens of Janus."""
+  special = (PAD, BOS, EOS, USER, ASSISTANT, BOI, EOI, IMAGE)
+  tokenize.build_word_tokenizer(folder, special, ('\n', ':'), eos=EOS, pad=PAD)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,14 +9,15 @@ import logging
 import os
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import grain
 import numpy as np
 
 from uae_jax.data import preprocess, tokenize
-from uae_jax.data.preprocess import Example, PolicyView
+from uae_jax.data.preprocess import Example
 from uae_jax.data.scenes import draw, grammar
+from uae_jax.data.scenes.prompts import prompts
 from uae_jax.errors import UserError
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.webp', '.gif', '.bmp')
@@ -177,13 +178,13 @@ def make_source(
 class MakeExample:
   """Turns a record into one row of a batch."""
 
-  view: PolicyView
-  template: tokenize.Template
+  read: Callable[[np.ndarray], Example]  # an image as the policy reads it
   image_side: int
   max_objects: int = 4  # rows of `truth`
   caption_length: int | None = None  # None: no reference captions
   tokenizer: tokenize.Tokenizer | None = None  # for captions
   detail: grammar.Detail | None = None  # of a second, partial caption
+  prompts: bool = False  # text-to-image prompts of the scene, too
 
   def __call__(self, record: Example, rng: np.random.Generator) -> Example:
     """The arrays of `types.Batch` for one image, and `truth` if it is known.
@@ -192,7 +193,7 @@ class MakeExample:
       UserError: captions are asked of images that have none.
     """
     image = record['image']
-    example = preprocess.prefix_of(image, self.view, self.template)
+    example = self.read(image)
     square = preprocess.square_view(image, self.image_side)
     example['image'] = square.astype(np.float32) / 255
     if 'truth' in record:
@@ -209,11 +210,16 @@ class MakeExample:
         captions['caption'] = self.detail
       for key, detail in captions.items():
         text = grammar.describe(record['truth'], rng, detail)
-        ids, mask = tokenize.encode_caption(
-          self.tokenizer, text, self.caption_length
-        )
+        ids, mask = self._encode(text)
         example |= {f'{key}_ids': ids, f'{key}_mask': mask}
+      if self.prompts:
+        rows = [self._encode(text) for text in prompts(record['truth'])]
+        ids, mask = map(np.stack, zip(*rows, strict=True))
+        example |= dict(prompt_ids=ids, prompt_mask=mask)
     return example
+
+  def _encode(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+    return tokenize.encode_caption(self.tokenizer, text, self.caption_length)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -65,13 +65,27 @@ class Tokenizer:
     return found
 
 
-def build_word_tokenizer(folder: str) -> None:
+def build_word_tokenizer(
+  folder: str,
+  special: Sequence[str] = SPECIAL,
+  words: Sequence[str] = ('\n', 'user', 'assistant'),
+  *,
+  eos: str = EOS,
+  pad: str = PAD,
+) -> None:
   """Writes the embedded sizes' tokenizer: one id per word of the grammar.
 
   The folder also loads with `AutoTokenizer.from_pretrained`.
+
+  Args:
+    folder: to write.
+    special: tokens of the chat template, as the family spells them.
+    words: of the chat template.
+    eos: of the special tokens.
+    pad: of the special tokens.
   """
-  words = ('\n', 'user', 'assistant', *PROMPT.split(), *grammar.WORDS)
-  names = (*SPECIAL, UNKNOWN, *dict.fromkeys(words))
+  words = (*words, *PROMPT.split(), *grammar.WORDS)
+  names = (*special, UNKNOWN, *dict.fromkeys(words))
   vocab = {name: i for i, name in enumerate(names)}
   core = tokenizers.Tokenizer(
     tokenizers.models.WordLevel(vocab, unk_token=UNKNOWN)
@@ -81,21 +95,21 @@ def build_word_tokenizer(folder: str) -> None:
   core.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
     [
       split(tokenizers.Regex(r'[^\S\n]+'), 'removed'),
-      split(tokenizers.Regex(r'[\n,.]'), 'isolated'),
+      split(tokenizers.Regex(r'[\n,.:]'), 'isolated'),
     ]
   )
   core.add_special_tokens(
     [
       tokenizers.AddedToken(name, special=True, normalized=False)
-      for name in SPECIAL
+      for name in special
     ]
   )
   os.makedirs(folder, exist_ok=True)
   core.save(os.path.join(folder, 'tokenizer.json'))
   config = {
     'tokenizer_class': 'PreTrainedTokenizerFast',
-    'eos_token': EOS,
-    'pad_token': PAD,
+    'eos_token': eos,
+    'pad_token': pad,
     'unk_token': UNKNOWN,
     'clean_up_tokenization_spaces': False,
     'model_max_length': 4096,

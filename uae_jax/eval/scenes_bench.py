@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from uae_jax.data.scenes import score
+from uae_jax.data.scenes import prompts, score
 from uae_jax.rollout.sampler import Sampler
 from uae_jax.sharding.mesh import put_batch
 from uae_jax.types import Batch, Captions
@@ -84,6 +84,17 @@ class Evaluator:
         jnp.zeros(batch.full_ids[:, None].shape),
       )
       out['full'] = umm.draw_from_text(policy, frozen, full, rng)[:, 0]
+    if batch.prompt_ids is not None:
+      texts = Captions(
+        batch.prompt_ids,
+        batch.prompt_mask,
+        jnp.zeros(batch.prompt_ids.shape),
+      )
+      out['prompted'] = umm.draw_from_text(policy, frozen, texts, rng)
+    if batch.full_ids is not None:
+      ceiling = umm.ceiling(frozen, batch.image, rng)
+      if ceiling is not None:
+        out['ceiling'] = ceiling
     return out
 
   def __call__(self, state: Any) -> tuple[dict[str, float], Gallery]:
@@ -115,6 +126,12 @@ class Evaluator:
       rows |= named('eval/', score.scene_scores(out['image'], truth))
       if 'full' in out:
         rows |= named('eval/full_', score.scene_scores(out['full'], truth))
+      if 'prompted' in out:
+        drawn = prompts.prompt_scores(out['prompted'], truth)
+        rows |= named('eval/prompt_', drawn)
+      if 'ceiling' in out:
+        ceiling = score.scene_scores(out['ceiling'], truth)
+        rows |= named('eval/ceiling_', ceiling)
     n = self._gallery
     by_reward = lambda item: item[0] != 'reward'
     byte = lambda x: np.round(np.clip(x[:n], 0, 1) * 255).astype(np.uint8)

@@ -3,7 +3,8 @@
 - `policy/` and `decoder/` (`transformer`, `connector`, perhaps `vae` and
   `scheduler`), or an `umm.json` that says where they are: a UMM-1, such as
   `bundled:umm1` and the `export/` of a run;
-- a Janus-Pro folder, of either release: describes and draws;
+- a Janus-Pro folder, of either release, or such a `policy/` beside an
+  `umm.json`: describes and draws;
 - a Qwen2.5-VL folder: describes only;
 - a diffusers folder of SD3 or FLUX: draws only, with its own text encoders.
 """
@@ -65,6 +66,11 @@ def load(
   pipeline = (folder / 'model_index.json').exists()
   umm1 = (folder / 'policy').is_dir() or (folder / options_lib.FILE).exists()
   if umm1 and not pipeline:
+    policy = zoo.resolve(options_lib.place(folder, 'policy'))
+    if hf.kind(policy) in KINDS:  # the export of a run
+      return load_janus(
+        policy, mesh, said, folder, describes=describes, draws=draws
+      )
     return _umm1(
       folder, mesh, said, references, describes=describes, draws=draws
     )
@@ -76,7 +82,9 @@ def load(
   if pipeline:
     return _pipeline(folder, mesh, said)
   if hf.kind(folder) in KINDS:
-    return load_janus(folder, mesh, said, describes=describes, draws=draws)
+    return load_janus(
+      folder, mesh, said, folder, describes=describes, draws=draws
+    )
   if hf.kind(folder) == 'qwen2_5_vl':
     options = options_lib.combine(QWEN, folder, said)
     _check_batch(options, mesh)

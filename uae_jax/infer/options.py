@@ -36,6 +36,8 @@ class Options:
     guidance: classifier-free, or distilled where the decoder has it as input.
     negative: what guidance leads away from.
     image_temperature: of image codes, where an image is drawn by them.
+    image_top_k: codes drawn from; 0 is all.
+    image_top_p: probability mass drawn from.
     joint: the decoder also reads the prompt through its own text encoders,
       where the folder has them beside a captioner (UniWorld).
     dtype: of weights and activations.
@@ -56,6 +58,8 @@ class Options:
   guidance: float = 3.5
   negative: str = ''
   image_temperature: float = 1.0
+  image_top_k: int = 0
+  image_top_p: float = 1.0
   joint: bool = False
   dtype: str = 'float32'
   batch: int = 8

@@ -149,6 +149,36 @@ class Janus(Captioner):
     last = jnp.take_along_axis(hidden, (length - 1)[..., None, None], 2)
     return Prompt(kv, mask, last[:, :, 0], length)
 
+  def read_unconditional(
+    self, prompt: Prompt, first: int, pad: int, last: int
+  ) -> Prompt:
+    """`first`, pads, `last` in the place of every row of a prompt.
+
+    Rows differ in their length alone, so all but their last token are read
+    once and shared by everyone.
+    """
+    b, g, s = prompt.mask.shape
+    ids = jnp.full((1, 1, s), pad).at[..., 0].set(first)
+    n = prompt.position - 1  # where the last token is
+    at = jnp.broadcast_to(jnp.arange(s), (1, 3, 1, s))
+    everyone = jnp.ones((1, 1, s), bool)
+    kv = self.decoder(self.embed(ids), at, everyone)[1]
+    shared = jax.tree.map(
+      lambda x: jnp.broadcast_to(x[:, 0], (x.shape[0], b, *x.shape[3:])), kv
+    )
+    before = (jnp.arange(s) < n[..., None])[:, :, None]
+    hidden, own = self.decoder(
+      self.embed(jnp.full((b, g, 1), last)),
+      jnp.broadcast_to(n[:, None, :, None], (b, 3, g, 1)),
+      jnp.ones((b, g, 1), bool),
+      ((shared, before),),
+    )
+    is_last = (jnp.arange(s) == n[..., None])[..., None, None]
+    kv = jax.tree.map(
+      lambda one, many: jnp.where(is_last, one, many[:, :, None]), own, shared
+    )
+    return prompt.replace(kv=kv, hidden=hidden[:, :, 0])
+
   def code_logits(self, hidden: Float[Array, '*b D']) -> Float[Array, '*b K']:
     """fp32 logits of the next image code."""
     return self.code_head(hidden).astype(jnp.float32)

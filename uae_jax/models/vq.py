@@ -33,7 +33,12 @@ VARIANTS = {
     groups=32,
   ),
   'tiny': dict(
-    codes=512, code_dim=8, latent=32, channels=(32, 64), layers=1, groups=32
+    codes=512,
+    code_dim=8,
+    latent=32,
+    channels=(32, 32, 64),
+    layers=1,
+    groups=32,
   ),
 }
 
@@ -141,8 +146,12 @@ class VQ(nn.Module):
     self, codes: Int[Array, 'B I'], rows: int, dtype=jnp.float32
   ) -> Float[Array, 'B R Q 3']:
     """Codes of a grid with `rows` rows -> pixels, about [-1, 1]."""
-    z = unit(self.codebook.astype(jnp.float32)).astype(dtype)[codes]
+    z = self.vectors(codes).astype(dtype)
     return self.render(z.reshape(len(codes), rows, -1, self.code_dim))
+
+  def vectors(self, codes: Int[Array, 'B I']) -> Float[Array, 'B I C']:
+    """What codes stand for, at unit length, fp32."""
+    return unit(self.codebook.astype(jnp.float32))[codes]
 
   def render(self, z: Float[Array, 'B h w C']) -> Float[Array, 'B R Q 3']:
     """Quantised latents -> pixels."""

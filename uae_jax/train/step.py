@@ -8,10 +8,11 @@ the host inside it.
 import dataclasses
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from uae_jax import trees
 from uae_jax.nn.lora import LoRA
@@ -32,7 +33,10 @@ class StepOptions:
     scale: advantage scale, 'std' or 'none'.
     filter_zero_std: leave groups without variance out of the average.
     mask_truncated: leave captions without EOS out of the loss.
-    loss: the clipped objective's options.
+    loss: the clipped objective's options, of captions.
+    image_loss: the same of image codes, where an architecture draws by them.
+    caption_weight: of the captions' objective; 0 leaves it out.
+    image_weight: of the codes' objective, lambda; 0 leaves it out.
     lora: adapters that are trained in the policy's stead.
   """
 
@@ -43,6 +47,9 @@ class StepOptions:
   filter_zero_std: bool
   mask_truncated: bool
   loss: grpo.GRPO
+  image_loss: grpo.GRPO = grpo.GRPO()
+  caption_weight: float = 1.0
+  image_weight: float = 0.0
   lora: LoRA | None = None
 
   def policy(self, state: TrainState, params: Any = None) -> Any:
@@ -51,6 +58,29 @@ class StepOptions:
     if self.lora is not None:
       return self.lora.apply(state.frozen['policy'], params)
     return trees.merge(state.frozen['policy'], params)
+
+  def term(self, half: str) -> tuple[float, grpo.GRPO]:
+    """Weight and loss of 'policy' (captions) or 'image' (their codes)."""
+    if half == 'policy':
+      return self.caption_weight, self.loss
+    return self.image_weight, self.image_loss
+
+
+@flax.struct.dataclass
+class Half:
+  """The captions of a rollout, or the codes after them; L tokens.
+
+  Attributes:
+    logp: they were drawn with.
+    sampled: False where padded.
+    mask: tokens that count in the loss.
+    ref: log-probability under the reference, where there is a KL.
+  """
+
+  logp: Float[Array, 'B G L']
+  sampled: Bool[Array, 'B G L']
+  mask: Bool[Array, 'B G L']
+  ref: Float[Array, 'B G L'] | None = None
 
 
 def train_step(
@@ -107,23 +137,44 @@ def learn(
   mask = captions.mask & keep[:, None, None]
   if options.mask_truncated:
     mask = mask & ended[..., None]
-  ref_logp = None
-  if options.loss.beta:
-    ref_logp, _ = umm.score(reference(state.frozen, policy), batch, captions)
+  halves = {}
+  if options.caption_weight:
+    halves['policy'] = Half(captions.logp, captions.mask, mask)
+  if options.image_weight:
+    drawn = jnp.ones(rollout.codes.tokens.shape, bool)
+    used = drawn & keep[:, None, None]
+    halves['image'] = Half(rollout.codes.logp, drawn, used)
+  data = dict(batch=batch, rollout=rollout.replace(images=None), adv=adv)
+  score = lambda half, policy, data: _score(umm, half, policy, data)
+  for name, half in halves.items():
+    if options.term(name)[1].beta:
+      start = reference(state.frozen, policy)
+      halves[name] = half.replace(ref=score(name, start, data)[0])
 
-  data = dict(batch=batch, captions=captions, mask=mask, adv=adv, ref=ref_logp)
-  state, updates = _updates(state, data, rng, umm, optimizer, options)
+  state, updates = _updates(
+    state, data | dict(halves=halves), rng, score, optimizer, options
+  )
   first = jax.tree.map(lambda x: x[0], updates)
   metrics |= {k: jnp.mean(v) for k, v in updates.items()}
-  metrics['policy/ratio_max'] = jnp.max(updates['policy/ratio_max'])
-  metrics['rollout/train_gap'] = first['policy/ratio_gap']
+  for name in halves:
+    metrics[f'{name}/ratio_max'] = jnp.max(updates[f'{name}/ratio_max'])
+  gaps = [first[f'{name}/ratio_gap'] for name in halves]
+  metrics['rollout/train_gap'] = jnp.max(jnp.stack(gaps))
   metrics['caption/length'] = jnp.mean(jnp.sum(captions.mask, -1))
   metrics['caption/truncated'] = jnp.mean(~ended)
   metrics['optim/skipped'] = state.skipped  # in a row
   return state.replace(step=state.step + 1), metrics
 
 
-def _updates(state, data, rng, umm, optimizer, options):
+def _score(umm, half: str, policy, data):
+  """Log-probability and entropy of one half's tokens, under its sampler."""
+  captions = data['rollout'].captions
+  if half == 'policy':
+    return umm.score(policy, data['batch'], captions)
+  return umm.score_codes(policy, captions, data['rollout'].codes.tokens)
+
+
+def _updates(state, data, rng, score, optimizer, options):
   """inner_epochs x minibatches updates on one rollout, as one scan."""
   images = data['adv'].shape[0]
   parts = options.minibatches
@@ -140,18 +191,19 @@ def _updates(state, data, rng, umm, optimizer, options):
 
     def loss_fn(params):
       policy = options.policy(state, params)
-      logp, entropy = umm.score(policy, part['batch'], part['captions'])
-      loss, metrics = grpo.grpo_loss(
-        logp,
-        part['captions'].logp,
-        part['ref'],
-        part['adv'],
-        part['mask'],
-        options.loss,
-      )
-      words = jnp.maximum(jnp.sum(part['captions'].mask), 1)
-      metrics['policy/entropy'] = jnp.sum(entropy) / words
-      return loss, metrics
+      total, metrics = 0.0, {}
+      for name, half in part['halves'].items():
+        weight, loss_options = options.term(name)
+        logp, entropy = score(name, policy, part)
+        loss, found = grpo.grpo_loss(
+          logp, half.logp, half.ref, part['adv'], half.mask, loss_options
+        )
+        found['policy/entropy'] = grpo.aggregate(
+          entropy, half.sampled, 'token', 1
+        )
+        total = total + weight * loss
+        metrics |= {f'{name}/{k.split("/")[1]}': v for k, v in found.items()}
+      return total, metrics
 
     return apply_gradient(state, loss_fn, optimizer)
 

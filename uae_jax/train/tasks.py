@@ -21,7 +21,15 @@ from uae_jax.nn import lora as lora_lib
 from uae_jax.nn.lora import LoRA
 from uae_jax.rl.grpo import GRPO
 from uae_jax.sharding.mesh import check_batch
-from uae_jax.train import assemble, optim, stages
+from uae_jax.train import (
+  assemble_umm1,
+  assemble_umm2,
+  contrastive,
+  optim,
+  pretrain,
+  towers,
+)
+from uae_jax.train.parts import Parts
 from uae_jax.train.state import create, split_policy
 from uae_jax.train.step import StepOptions, supervised_step, train_step
 from uae_jax.types import TrainState
@@ -65,8 +73,20 @@ def build(config, mesh) -> Task:
     raise UserError(f'config: {e}') from None
 
 
+def load(config, mesh) -> Parts:
+  """The architecture that `config.model.umm` names.
+
+  Raises:
+    UserError: it is none.
+  """
+  known = dict(umm1=assemble_umm1, umm2=assemble_umm2)
+  if config.model.umm not in known:
+    raise UserError(f'model.umm={config.model.umm!r} is none of {[*known]}')
+  return known[config.model.umm].load(config, mesh)
+
+
 def _encoder(config, mesh) -> Task:
-  parts = assemble.load(config, mesh)
+  parts = load(config, mesh)
   options = step_options(config)
   params, frozen = _trained(config, parts, options.lora)
   optimizer = optim.make(config)
@@ -74,13 +94,13 @@ def _encoder(config, mesh) -> Task:
   def export(state, folder):
     if options.lora is not None and config.lora.export == 'adapter':
       return peft.save(
-        folder / 'adapter', state.params, parts.policy.table,
+        folder / 'adapter', state.params, parts.policy_rows,
         alpha=options.lora.alpha, base=config.ckpt.policy,
         model_type=parts.policy.hub_config['model_type'],
       )  # fmt: skip
-    parts.policy.save(folder / 'policy', options.policy(state))
-    parts.copy_processors(folder / 'policy')
-    assemble.write_options(config, folder)
+    whole = {**state.frozen, 'policy': options.policy(state)}
+    parts.export(folder, whole, changed={'policy'})
+    parts.write_options(folder)
 
   return Task(
     state=create(params, frozen, optimizer, mesh),
@@ -102,16 +122,23 @@ def _trained(config, parts, lora) -> tuple[Any, dict[str, Any]]:
   policy = parts.params['policy']
   if lora is not None:  # adapters off is the reference
     tree = lora.init(
-      jax.random.key(config.train.seed), policy, parts.policy.table
+      jax.random.key(config.train.seed), policy, parts.policy_rows
     )
     home = jax.tree.map(lambda x: x.sharding, policy)
     params = jax.device_put(tree, lora_lib.shardings(tree, policy, home))
     return params, parts.params
   params, rest = split_policy(policy, config.train.trainable)
   frozen = {**parts.params, 'policy': rest}
-  if config.grpo.beta or config.rollout.environment == 'reference':
+  if _needs_reference(config):
     frozen['reference'] = jax.tree.map(jnp.copy, params)
   return params, frozen
+
+
+def _needs_reference(config) -> bool:
+  """Whether a KL or the environment reads the policy as it was."""
+  if config.model.umm == 'umm2':
+    return bool(config.grpo.beta or config.grpo.image_beta)
+  return bool(config.grpo.beta) or config.rollout.environment == 'reference'
 
 
 def step_options(config) -> StepOptions:
@@ -129,6 +156,28 @@ def step_options(config) -> StepOptions:
   if config.train.group_size < 2:
     raise UserError('train.group_size must be at least 2 to compare captions')
   g = config.grpo
+  loss = GRPO(
+    clip_low=g.clip_low,
+    clip_high=g.clip_high,
+    beta=g.beta,
+    kl=g.kl,
+    aggregation=g.aggregation,
+    ratio=g.ratio,
+  )
+  halves = {}
+  if config.model.umm == 'umm2':
+    if min(g.caption_weight, g.image_weight) < 0 or not (
+      g.caption_weight or g.image_weight
+    ):
+      raise UserError(
+        'grpo.caption_weight and grpo.image_weight: neither may be negative, '
+        'and one must be positive'
+      )
+    halves = dict(
+      image_loss=dataclasses.replace(loss, beta=g.image_beta),
+      caption_weight=g.caption_weight,
+      image_weight=g.image_weight,
+    )
   return StepOptions(
     group=config.train.group_size,
     inner_epochs=config.optim.inner_epochs,
@@ -136,15 +185,9 @@ def step_options(config) -> StepOptions:
     scale=g.scale,
     filter_zero_std=g.filter_zero_std,
     mask_truncated=g.mask_truncated,
-    loss=GRPO(
-      clip_low=g.clip_low,
-      clip_high=g.clip_high,
-      beta=g.beta,
-      kl=g.kl,
-      aggregation=g.aggregation,
-      ratio=g.ratio,
-    ),
+    loss=loss,
     lora=_lora(config),
+    **halves,
   )
 
 
@@ -159,7 +202,7 @@ def _lora(config) -> LoRA | None:
 
 
 def _pretrain(config, mesh) -> Task:
-  parts = assemble.load(config, mesh)
+  parts = load(config, mesh)
   p = config.pretrain
   if p.fresh:  # these leaves start from scratch
     drawn = weights(parts.policy, '', mesh, seed=config.train.seed)
@@ -167,41 +210,22 @@ def _pretrain(config, mesh) -> Task:
     parts.params['policy'] = trees.merge(parts.params['policy'], drawn)
   params, rest = trees.split(parts.params, p.trainable)
   frozen = {**dict.fromkeys(parts.params, {}), **rest}
-  if not params or not set(params) <= {'policy', 'connector', 'decoder'}:
+  known = {part for piece in parts.pieces.values() for part in piece.parts}
+  if not params or not set(params) <= known:
     raise UserError(
       f'pretrain.trainable={list(p.trainable)} must match parameters of '
-      'policy/, connector/ or decoder/ and of nothing else'
+      f'{sorted(known)} and of nothing else'
     )
   optimizer = optim.make(config)
-  loss = stages.Pretrain(
-    parts.umm,
-    p.caption_weight,
-    p.flow_weight,
-    p.t_mean,
-    p.t_std,
-    p.noise_rows,
-  )
 
   def whole(state):
     return {**state.frozen, **trees.merge(state.frozen, state.params)}
 
-  folders = {
-    'policy': (parts.policy, 'policy'),
-    'decoder': (parts.decoder, 'decoder/transformer'),
-    'connector': (parts.connector, 'decoder/connector'),
-  }
-
-  def export(state, folder):
-    for name in state.params:
-      model, path = folders[name]
-      model.save(folder / path, whole(state)[name], jnp.bfloat16)
-    if 'policy' in state.params:
-      parts.copy_processors(folder / 'policy')
-
   return Task(
     state=create(params, frozen, optimizer, mesh),
     step=functools.partial(
-      supervised_step, loss_fn=loss, optimizer=optimizer
+      supervised_step, loss_fn=_pretrain_loss(config, parts.umm),
+      optimizer=optimizer,
     ),
     data=parts.train_data(config),
     evaluate=scenes_bench.Evaluator(
@@ -209,28 +233,44 @@ def _pretrain(config, mesh) -> Task:
       lambda state: whole(state)['policy'], whole,
       config.eval.gallery,
     ),
-    export=export,
+    export=lambda state, folder: parts.export(
+      folder, whole(state), changed=state.params, dtype=jnp.bfloat16
+    ),
     headline=('optim/loss', 'caption/accuracy', 'optim/grad_norm'),
   )  # fmt: skip
 
 
+def _pretrain_loss(config, umm):
+  """The supervised loss of the architecture."""
+  p = config.pretrain
+  t = pretrain.Times(p.t_mean, p.t_std, p.noise_rows)
+  if config.model.umm == 'umm1':
+    return pretrain.Pretrain(umm, p.caption_weight, p.flow_weight, t)
+  if p.flow_weight and umm.painter is None:
+    raise UserError('pretrain.flow_weight: there is no detokenizer to train')
+  return pretrain.TokenPretrain(
+    umm, p.caption_weight, p.code_weight, p.pixel_weight, p.flow_weight,
+    p.full_rows, p.drop_rows, t,
+  )  # fmt: skip
+
+
 def _tower(config, mesh) -> Task:
-  model, tower, tokenizer = assemble.new_tower(config)
+  model, tower, tokenizer = towers.new_tower(config)
   params = weights(model, '', mesh, seed=config.train.seed)
   optimizer = optim.make(config)
 
   def export(state, folder):
     model.save(folder, state.params, jnp.bfloat16)
-    assemble.write_tower_processor(tower, folder)
+    towers.write_processor(tower, folder)
 
   return Task(
     state=create(params, {}, optimizer, mesh),
     step=functools.partial(
       supervised_step,
-      loss_fn=stages.Contrastive(tower, config.tower.views),
+      loss_fn=contrastive.Contrastive(tower, config.tower.views),
       optimizer=optimizer,
     ),
-    data=assemble.tower_data(config, tower, tokenizer),
+    data=towers.data(config, tower, tokenizer),
     evaluate=None,
     export=export,
     headline=('optim/loss', 'tower/accuracy'),

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
+from uae_jax.models.detokenizer import CodeConnector
 from uae_jax.models.janus import Janus
 from uae_jax.models.vq import VQ
 from uae_jax.rewards.features import Tower
@@ -20,6 +21,7 @@ from uae_jax.rollout import caption, image_tokens
 from uae_jax.rollout.sampler import Sampler
 from uae_jax.types import Batch, Captions, Codes, Prefix, Prompt, Rollout
 from uae_jax.umm.base import UMM, Params
+from uae_jax.umm.painter import Painter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +45,10 @@ class Tokens:
 class UMM2(UMM):
   """Modules and options; parameters travel separately.
 
-  Frozen parameters are a dict: `policy` (the untrained rest), `vq`, `reward`
-  and `judges` (by tower name).
+  Frozen parameters are a dict: `policy` (the untrained rest), `reference`
+  (trained leaves before training, where a KL needs them), `vq`, `decoder`,
+  `vae` and `connector` (of a detokenizer, where there is one), `reward` and
+  `judges` (by tower name).
 
   Attributes:
     vlm: reads and draws.
@@ -56,6 +60,8 @@ class UMM2(UMM):
     code_sampler: of image codes, over guided logits.
     guidance: of image codes; 1 is off.
     weights: reward weight by tower name.
+    painter: of a flow-matching detokenizer; None: the VQ decoder renders.
+    connector: from codes to its conditioning.
   """
 
   vlm: Janus
@@ -70,24 +76,43 @@ class UMM2(UMM):
   rows: int
   codes: int
   weights: Mapping[str, float]
+  painter: Painter | None = None
+  connector: CodeConnector | None = None
 
-  def prompt(self, policy: Params, captions: Captions) -> Prompt:
-    """Captions -> what precedes their images; [B 2G] with guidance.
-
-    The unconditional rows keep the first and the last token of theirs, and
-    pads between, which are attended to, as Janus-Pro's own sampling does.
-    """
+  def prompt_ids(self, captions: Captions) -> tuple[Array, Array]:
+    """Captions in the text-to-image template: ids and mask [B G S]."""
     t = self.tokens
-    ids, mask = caption.in_template(
+    return caption.in_template(
       captions, t.draw_before, t.draw_after, eos=t.eos, pad=t.pad
     )
-    if self.guidance != 1:
-      last = jnp.sum(mask, -1, keepdims=True) - 1
-      at = jnp.arange(ids.shape[-1])
-      inside = (at > 0) & (at < last)
-      ids = jnp.concatenate([ids, jnp.where(inside, t.pad, ids)], 1)
-      mask = image_tokens.twice(mask, self.guidance)
-    return self._apply(policy, ids, mask, method='read_prompt')
+
+  def unconditional(
+    self, ids: Int[Array, 'B G S'], mask: Bool[Array, 'B G S']
+  ) -> Int[Array, 'B G S']:
+    """What guidance leads away from, as Janus-Pro's own sampling has it.
+
+    The first and the last token are kept; pads between are attended to.
+    """
+    last = jnp.sum(mask, -1, keepdims=True) - 1
+    at = jnp.arange(ids.shape[-1])
+    return jnp.where((at > 0) & (at < last), self.tokens.pad, ids)
+
+  def prompt(self, policy: Params, captions: Captions) -> Prompt:
+    """Captions -> what precedes their images; [B 2G] with guidance."""
+    ids, mask = self.prompt_ids(captions)
+    prompt = self._apply(policy, ids, mask, method='read_prompt')
+    if self.guidance == 1:
+      return prompt
+    t = self.tokens
+    ends = t.draw_before[0], t.pad, t.draw_after[-1]
+    other = self._apply(policy, prompt, *ends, method='read_unconditional')
+    join = lambda axis: lambda x, y: jnp.concatenate([x, y], axis)
+    return Prompt(
+      kv=jax.tree.map(join(2), prompt.kv, other.kv),
+      mask=join(1)(prompt.mask, other.mask),
+      hidden=join(1)(prompt.hidden, other.hidden),
+      position=join(1)(prompt.position, other.position),
+    )
 
   def draw_codes(
     self, policy: Params, captions: Captions, rng: Key[Array, '']
@@ -122,10 +147,22 @@ class UMM2(UMM):
     return sampler.score(logits, codes), sampler.entropy(logits)
 
   def render(
-    self, frozen: Params, codes: Int[Array, 'B G I']
+    self,
+    frozen: Params,
+    codes: Int[Array, 'B G I'],
+    rng: Key[Array, ''] | None = None,
   ) -> Float[Array, 'B G R Q 3']:
-    """Codes -> pixels in [0, 1]."""
+    """Codes -> pixels in [0, 1].
+
+    Args:
+      frozen: parameters of what renders.
+      codes: of the images.
+      rng: of the detokenizer's noise, the same for all; unused without one.
+    """
     b, g, n = codes.shape
+    if self.painter is not None:
+      images = self.paint(frozen, codes.reshape(b * g, n), rng)
+      return images.reshape(b, g, *images.shape[1:])
     with jax.named_scope('render'):
       x = self.vq.apply(
         {'params': frozen['vq']}, codes.reshape(b * g, n), self.rows,
@@ -133,6 +170,39 @@ class UMM2(UMM):
       )  # fmt: skip
     x = jnp.clip(x.astype(jnp.float32) * 0.5 + 0.5, 0.0, 1.0)
     return x.reshape(b, g, *x.shape[1:])
+
+  def condition(
+    self, frozen: Params, codes: Int[Array, 'N I']
+  ) -> dict[str, Array]:
+    """What the detokenizer draws codes by."""
+    vectors = self.vq.apply({'params': frozen['vq']}, codes, method='vectors')
+    context, pooled = self.connector.apply(
+      {'params': frozen['connector']}, vectors
+    )
+    return dict(context=context, pooled=pooled)
+
+  def paint(
+    self, frozen: Params, codes: Int[Array, 'N I'], rng: Key[Array, '']
+  ) -> Float[Array, 'N R Q 3']:
+    """Codes -> pixels by flow matching, all from the same noise."""
+    noise = self.painter.noise(rng, 1)
+    noise = jnp.broadcast_to(noise, (len(codes), *noise.shape[1:]))
+    return self.painter(frozen, noise, self.condition(frozen, codes))
+
+  def encode(
+    self, frozen: Params, source: Float[Array, 'B R Q 3']
+  ) -> Int[Array, 'B I']:
+    """Images in [0, 1] -> codes."""
+    return self.vq.apply(
+      {'params': frozen['vq']}, source * 2 - 1, method='encode'
+    )
+
+  def ceiling(
+    self, frozen: Params, source: Float[Array, 'B R Q 3'], rng: Key[Array, '']
+  ) -> Float[Array, 'B R Q 3']:
+    """Sources through the image tokenizer and back."""
+    codes = self.encode(frozen, source)
+    return self.render(frozen, codes[:, None], rng)[:, 0]
 
   def draw(
     self,
@@ -144,8 +214,9 @@ class UMM2(UMM):
   ) -> Float[Array, 'B G R Q 3']:
     """Draws every caption; the captioned image is nowhere behind it."""
     del prefix
-    codes = self.draw_codes(policy, captions, rng)
-    return self.render(frozen, codes.tokens)
+    sample, noise = jax.random.split(rng)
+    codes = self.draw_codes(policy, captions, sample)
+    return self.render(frozen, codes.tokens, noise)
 
   def draw_from_text(
     self,
@@ -166,11 +237,11 @@ class UMM2(UMM):
     group: int,
   ) -> Rollout:
     """The loop of `UMM`, and the codes that its images were drawn by."""
-    words, noise = jax.random.split(rng)
+    words, sample, noise = jax.random.split(rng, 3)
     prefix = self.prefill(policy, batch)
     captions = self.describe(policy, prefix, words, group)
-    codes = self.draw_codes(policy, captions, noise)
-    images = self.render(frozen, codes.tokens)
+    codes = self.draw_codes(policy, captions, sample)
+    images = self.render(frozen, codes.tokens, noise)
     reward = self.reward(frozen, batch.image, images)
     return Rollout(captions, images, reward, codes)
 

@@ -13,6 +13,7 @@ from uae_jax.ckpt import (
   hf,
   maps_clip,
   maps_connector,
+  maps_detokenizer,
   maps_metaquery,
   maps_t5,
   maps_vae,
@@ -21,6 +22,7 @@ from uae_jax.errors import UserError
 from uae_jax.zoo.decoders import (
   DECODERS,
   autoencoder,
+  code_conditioner,
   conditioner,
   conditioner_from_folder,
   decoder,
@@ -44,7 +46,8 @@ from uae_jax.zoo.towers import (
 )
 
 __all__ = [
-  'ASSETS', 'Model', 'autoencoder', 'conditioner', 'conditioner_from_folder',
+  'ASSETS', 'Model', 'autoencoder', 'code_conditioner', 'conditioner',
+  'conditioner_from_folder',
   'decoder', 'decoder_from_folder', 'dinov2_tower', 'dinov3_tower',
   'flux_decoder', 'from_folder', 'image_clip', 'janus',
   'janus_from_folder', 'long_prompt', 'policy',
@@ -54,6 +57,7 @@ __all__ = [
 
 # What config.json calls a model -> (fields of a config.json, model of them).
 _OTHERS = {
+  maps_detokenizer.CLASS: (maps_detokenizer.from_hf, code_conditioner),
   maps_metaquery.CLASS: (maps_metaquery.from_hf, query_conditioner),
   maps_vae.CLASS: (maps_vae.from_hf, autoencoder),
   't5': (maps_t5.from_hf, long_prompt),

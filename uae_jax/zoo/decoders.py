@@ -10,6 +10,7 @@ from uae_jax.ckpt import (
   hf,
   maps_clip,
   maps_connector,
+  maps_detokenizer,
   maps_flux,
   maps_metaquery,
   maps_sd3,
@@ -17,10 +18,20 @@ from uae_jax.ckpt import (
   maps_vae,
 )
 from uae_jax.errors import UserError
-from uae_jax.models import clip, connector, flux, metaquery, mmdit, t5, vae
+from uae_jax.models import (
+  clip,
+  connector,
+  detokenizer,
+  flux,
+  metaquery,
+  mmdit,
+  t5,
+  vae,
+)
 from uae_jax.sharding import (
   table_clip,
   table_connector,
+  table_detokenizer,
   table_flux,
   table_metaquery,
   table_sd3,
@@ -161,6 +172,19 @@ def query_conditioner(fields: Mapping[str, Any]) -> Model:
     table=maps_metaquery.table(**fields),
     rules=table_metaquery.rules(**fields),
     hub_config=maps_metaquery.to_hf(fields),
+  )
+
+
+def code_conditioner(fields: Mapping[str, Any]) -> Model:
+  """Of image codes, of the fields of `models.detokenizer.CodeConnector`."""
+  module = detokenizer.CodeConnector(**fields)
+  vectors = jnp.zeros((1, fields['codes'], fields['code_dim']))
+  return Model(
+    module=module,
+    init=lambda key: module.init(key, vectors)['params'],
+    table=maps_detokenizer.table(),
+    rules=table_detokenizer.RULES,
+    hub_config=maps_detokenizer.to_hf(fields),
   )
 
 

@@ -1,0 +1,117 @@
+"""UMM-2, Unified-GRPO on both halves. `--config=configs/umm2.py[:variant]`.
+
+The embedded default needs no download: a tiny Janus with its image tokenizer
+and tiny CLIP towers, bundled, on drawn scenes. `:caption` and `:image` train
+one half of the loop alone, for comparison. `:flow` draws as X-Omni does: a
+flow-matching detokenizer turns codes into pixels.
+"""
+
+from ml_collections import ConfigDict
+
+VARIANTS = ('', 'caption', 'image', 'flow')
+
+
+def get_config(variant: str = '') -> ConfigDict:
+  """The whole run; every key is read, every default is here."""
+  if variant not in VARIANTS:
+    raise ValueError(f'configs/umm2.py:{variant} is none of {VARIANTS}')
+  c = ConfigDict()
+  c.stage = 'encoder'
+
+  c.train = ConfigDict()
+  c.train.steps = 200
+  c.train.images = 16  # source images per step
+  c.train.group_size = 8  # captions per image, one drawing each
+  c.train.seed = 0
+  c.train.lr = 4e-4
+  # Regexes over policy parameter paths; the tower stays as it is.
+  c.train.trainable = (r'(lm|code_embed|code_aligner|code_head)/.*',)
+  c.train.max_skipped = 10  # non-finite updates in a row before stopping
+
+  c.lora = ConfigDict()
+  c.lora.rank = 0  # 0: train.trainable is trained as it is; else adapters
+  c.lora.alpha = 16.0  # the update is scaled by alpha / rank
+  # Regexes over kernels of the policy; instead of train.trainable.
+  c.lora.targets = (r'lm/layers/block/([qkvo]|mlp/(gate|up|down))/kernel',)
+  c.lora.export = 'merged'  # merged | adapter (a PEFT folder)
+
+  c.optim = ConfigDict()
+  c.optim.schedule = 'cosine'  # constant | linear | cosine
+  c.optim.warmup = 10  # updates
+  c.optim.lr_floor = 0.0  # fraction of train.lr at the end
+  c.optim.b1 = 0.9
+  c.optim.b2 = 0.95
+  c.optim.eps = 1e-8
+  c.optim.weight_decay = 0.0
+  c.optim.clip_norm = 1.0
+  c.optim.inner_epochs = 1
+  c.optim.minibatches = 1
+
+  c.grpo = ConfigDict()
+  # J = caption_weight J_caption + image_weight J_image; 0 leaves a half out.
+  c.grpo.caption_weight = 0.0 if variant == 'image' else 1.0
+  c.grpo.image_weight = 0.0 if variant == 'caption' else 1.0
+  c.grpo.beta = 0.005  # weight of the KL to the starting policy; 0: none kept
+  c.grpo.image_beta = 0.005  # of image codes
+  c.grpo.kl = 'k3'  # k1 | k2 | k3
+  c.grpo.clip_low = 0.2
+  c.grpo.clip_high = 0.2
+  c.grpo.ratio = 'token'  # token (GRPO) | sequence (GSPO)
+  c.grpo.aggregation = 'token'  # sequence | token (DAPO) | constant
+  c.grpo.scale = 'std'  # std | none (Dr.GRPO)
+  c.grpo.filter_zero_std = True  # leave groups without variance out
+  c.grpo.mask_truncated = False  # leave captions without EOS out
+
+  c.rollout = ConfigDict()
+  c.rollout.length = 24  # caption budget in tokens, EOS included
+  c.rollout.temperature = 1.0
+  c.rollout.top_k = 0  # 0: all
+  c.rollout.top_p = 1.0
+  c.rollout.guidance = 1.0  # of image codes; 1: off
+  c.rollout.image_temperature = 1.0
+  c.rollout.image_top_k = 0
+  c.rollout.image_top_p = 1.0
+  c.rollout.draw_steps = 2  # Euler steps, where model.renderer is 'flow'
+  c.rollout.shift = 1.0  # of their noise levels; 0: as the scheduler's file
+
+  c.data = ConfigDict()
+  # scenes:train | scenes:crowded (more objects) | images:DIR
+  c.data.source = 'scenes:crowded'
+  # scenes:validation for choosing settings; for photographs, images:DIR.
+  c.data.heldout = 'scenes:heldout'
+  c.data.prompt = 'describe every object in the image'
+  c.data.system = ''  # system text of the chat template; '': none
+  c.data.side = 32  # pixels of the drawn image
+
+  c.model = ConfigDict()
+  c.model.umm = 'umm2'  # umm1 | umm2
+  # vq: the tokenizer's own decoder; flow: a flow-matching detokenizer.
+  c.model.renderer = 'flow' if variant == 'flow' else 'vq'
+  c.model.dtype = 'float32'  # activations
+  c.model.remat = 'none'  # none | dots | full
+  c.model.variant = 'tiny'  # built where ckpt.policy is ''
+
+  c.ckpt = ConfigDict()
+  c.ckpt.policy = 'bundled:umm2/policy'  # Janus: policy and image tokenizer
+  # Of the detokenizer, where model.renderer is 'flow'; '': from scratch.
+  c.ckpt.decoder = 'bundled:umm2/detokenizer'
+  c.ckpt.reward = 'bundled:umm1/reward'
+  # Held-out towers, never a reward; comma separated.
+  c.ckpt.judges = 'bundled:umm1/judge_clip,bundled:umm1/judge_views'
+  c.ckpt.every = 50  # steps
+  c.ckpt.keep = 2
+
+  c.eval = ConfigDict()
+  c.eval.every = 50  # steps; also before and after training
+  c.eval.images = 256
+  c.eval.batch = 64
+  c.eval.prompts = True  # text to image as GenEval asks it; drawn scenes only
+  c.eval.gallery = 32  # images kept for the report
+
+  c.log = ConfigDict()
+  c.log.every = 5.0  # seconds between lines on the terminal
+
+  c.mesh = ConfigDict()
+  c.mesh.data = -1  # -1: all devices left over by mesh.model
+  c.mesh.model = 1
+  return c

@@ -1,0 +1,147 @@
+"""A UMM-2 from the folders that a config names."""
+
+from pathlib import Path
+from typing import Any
+
+from uae_jax import zoo
+from uae_jax.ckpt import hf, maps_janus
+from uae_jax.data import tokenize
+from uae_jax.data.janus import BOS, IMAGE, JanusTemplate, JanusView
+from uae_jax.infer.janus import load_detokenizer
+from uae_jax.infer.painters import PARTS
+from uae_jax.models import detokenizer as detokenizers
+from uae_jax.models import janus, mmdit, vq
+from uae_jax.rollout.flow import FlowSchedule
+from uae_jax.rollout.sampler import Sampler
+from uae_jax.train import parts as parts_lib
+from uae_jax.train.parts import CONNECTOR, DECODER, POLICY, Parts, Piece
+from uae_jax.umm.painter import Painter
+from uae_jax.umm.umm2 import UMM2, Tokens
+from uae_jax.zoo import weights
+
+CHOICES = dict(model=dict(renderer=('vq', 'flow')))
+NEW = 'bundled:umm2/processors'  # of a model from scratch
+
+
+def load(config, mesh) -> Parts:
+  """Builds a UMM-2 and loads or draws its weights."""
+  parts_lib.check_choices(config, CHOICES)
+  kw = dict(dtype=config.model.dtype, remat=config.model.remat)
+  both, tokenizer_of_images, processors = model(config, **kw)
+  towers, judges, params = parts_lib.towers(config, mesh)
+  seed = config.train.seed
+  params |= weights(both, config.ckpt.policy, mesh, seed=seed)
+  tokenizer = tokenize.load_tokenizer(processors)
+  vision = both.module.vision
+  rows = vision['size'] // vision['patch']  # of codes, as of tokens read
+  template = JanusTemplate.from_tokenizer(
+    tokenizer, config.data.prompt, rows**2, config.data.system
+  )
+  view = JanusView.from_config(
+    hf.read_config(processors, 'preprocessor_config.json'), vision['patch']
+  )
+  prefix = template.prefix()
+  pieces = {POLICY: Piece(both, ('policy', 'vq'))}
+  painter = connector = None
+  if config.model.renderer == 'flow':
+    drawing, conditioner, painter = detokenizer(config, rows**2)
+    connector = conditioner.module
+    folders = {**PARTS, 'connector': 'connector'}
+    parts = {**drawing, 'connector': conditioner}
+    for i, (name, one) in enumerate(parts.items(), 1):
+      at = config.ckpt.decoder and f'{config.ckpt.decoder}/{folders[name]}'
+      params[name] = weights(one, at, mesh, seed=seed + i)
+    pieces |= {
+      DECODER: Piece(drawing['decoder'], ('decoder',)),
+      CONNECTOR: Piece(conditioner, ('connector',)),
+    }
+  r = config.rollout
+  umm = UMM2(
+    vlm=both.module,
+    vq=tokenizer_of_images,
+    towers=towers,
+    judges=judges,
+    tokens=Tokens(
+      template.draw_before, template.draw_after, template.eos, template.pad
+    ),
+    sampler=Sampler(r.temperature, r.top_k, r.top_p),
+    code_sampler=Sampler(r.image_temperature, r.image_top_k, r.image_top_p),
+    guidance=r.guidance,
+    length=r.length,
+    rows=rows,
+    codes=rows**2,
+    weights={name: 1.0 / len(towers) for name in towers},
+    painter=painter,
+    connector=connector,
+  )
+  return Parts(
+    umm=umm,
+    params=params,
+    pieces=pieces,
+    policy_rows=maps_janus.table(vision, both.module.lm),
+    options=options(config),
+    processors=processors,
+    tokenizer=tokenizer,
+    read=lambda image: {**view(image), **prefix},
+  )
+
+
+def model(config, **kw) -> tuple[zoo.Model, vq.VQ, Path]:
+  """Policy with image tokenizer, the latter's module, and the processors."""
+  if config.ckpt.policy:
+    folder = zoo.resolve(config.ckpt.policy)
+    pad = tokenize.load_tokenizer(folder).id(IMAGE)
+    return *zoo.janus_from_folder(folder, pad, **kw), folder
+  folder = zoo.resolve(NEW)
+  tokenizer = tokenize.load_tokenizer(folder)
+  variant = config.model.variant
+  fields = {**janus.VARIANTS[variant], 'vq': vq.VARIANTS[variant]}
+  special = {
+    'bos_token_id': tokenizer.id(BOS),
+    'eos_token_id': tokenizer.eos,
+    'pad_token_id': tokenizer.pad,
+  }
+  return *zoo.janus(fields, tokenizer.id(IMAGE), special, **kw), folder
+
+
+def detokenizer(
+  config, codes: int
+) -> tuple[dict[str, zoo.Model], zoo.Model, Painter]:
+  """What turns codes into pixels by flow matching, as `painter_models`."""
+  r, side = config.rollout, config.data.side
+  kw = dict(remat=config.model.remat)
+  if config.ckpt.decoder:
+    return load_detokenizer(
+      zoo.resolve(config.ckpt.decoder), codes, side, steps=r.draw_steps,
+      shift=r.shift or None, dtype=config.model.dtype, **kw,
+    )  # fmt: skip
+  variant = config.model.variant
+  decoder = zoo.decoder(mmdit.VARIANTS[variant], **kw)
+  painter = Painter(
+    decoder.module, FlowSchedule(r.draw_steps, r.shift), side, side,
+    dtype=config.model.dtype,
+  )  # fmt: skip
+  conditioner = zoo.code_conditioner(detokenizers.VARIANTS[variant])
+  return {'decoder': decoder}, conditioner, painter
+
+
+def options(config) -> dict[str, Any]:
+  """umm.json of an exported policy."""
+  r = config.rollout
+  out = {
+    'policy': POLICY,
+    'prompt': config.data.prompt,
+    'system': config.data.system,
+    'length': r.length,
+    'guidance': r.guidance,
+    'image_temperature': r.image_temperature,
+    'image_top_k': r.image_top_k,
+    'image_top_p': r.image_top_p,
+  }
+  if config.model.renderer == 'flow':
+    out |= {
+      'decoder': parts_lib.place(config.ckpt.decoder),
+      'steps': r.draw_steps,
+      'shift': r.shift or None,
+    }
+  return out

@@ -1,0 +1,186 @@
+"""What a run is made of, whichever the architecture."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from uae_jax import zoo
+from uae_jax.ckpt import maps_vit
+from uae_jax.data import pipeline, tokenize
+from uae_jax.data.scenes import grammar
+from uae_jax.errors import UserError
+from uae_jax.infer.options import FILE
+from uae_jax.rewards.features import Tower
+from uae_jax.zoo import weights
+
+# The files that a policy folder needs besides weights and config.json.
+PROCESSORS = (
+  'tokenizer.json',
+  'tokenizer_config.json',
+  'preprocessor_config.json',
+)
+# Where trained weights go, below the export of a run.
+POLICY = 'policy'
+DECODER, CONNECTOR = 'decoder/transformer', 'decoder/connector'
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+  """A hub folder of an export.
+
+  Attributes:
+    model: what the folder holds.
+    parts: whose parameters these are; several are saved side by side.
+  """
+
+  model: zoo.Model
+  parts: tuple[str, ...]
+
+  def save(self, folder: Path, params: Mapping[str, Any], dtype: Any) -> None:
+    """Writes the folder from parameters by part."""
+    if len(self.parts) == 1:
+      tree = params[self.parts[0]]
+    else:
+      tree = {part: params[part] for part in self.parts}
+    self.model.save(folder, tree, dtype)
+
+
+@dataclasses.dataclass
+class Parts:
+  """Everything of a run but the optimizer.
+
+  Attributes:
+    umm: the architecture.
+    params: placed weights by part; `reward` and `judges` by tower name.
+    pieces: what can be exported, by folder.
+    policy_rows: checkpoint rows of the policy alone.
+    options: contents of umm.json beside an exported policy.
+    processors: folder with the policy's tokenizer and preprocessor.
+    tokenizer: its tokenizer.
+    read: image -> arrays of `types.Batch`.
+  """
+
+  umm: Any
+  params: dict[str, Any]
+  pieces: Mapping[str, Piece]
+  policy_rows: Sequence[Any]
+  options: Mapping[str, Any]
+  processors: Path
+  tokenizer: Any
+  read: Callable[[Any], Mapping[str, np.ndarray]]
+
+  @property
+  def policy(self) -> zoo.Model:
+    """The model of the folder that the policy is in."""
+    return self.pieces[POLICY].model
+
+  def decode(self, ids: np.ndarray) -> str:
+    """Caption ids -> text."""
+    return tokenize.decode(self.tokenizer, ids)
+
+  def export(
+    self,
+    folder: Path,
+    params: Mapping[str, Any],
+    changed: Collection[str],
+    dtype: Any = None,
+  ) -> None:
+    """Writes every piece that has a changed part."""
+    for name, piece in self.pieces.items():
+      if not set(piece.parts) & set(changed):
+        continue
+      piece.save(folder / name, params, dtype)
+      if name == POLICY:
+        for file in PROCESSORS:
+          if (self.processors / file).exists():
+            shutil.copy(self.processors / file, folder / name / file)
+
+  def write_options(self, folder: Path) -> None:
+    """umm.json: tools describe and draw as the run did."""
+    text = json.dumps(self.options, indent=2) + '\n'
+    (folder / FILE).write_text(text)
+
+  def example(self, config, source, training: bool) -> pipeline.MakeExample:
+    """Scene or photograph -> numpy example; captions where they are read."""
+    drawn = isinstance(source, pipeline.SceneSource)
+    wanted = drawn and (config.stage == 'pretrain' or not training)
+    partial = config.stage == 'pretrain' and training
+    return pipeline.MakeExample(
+      self.read,
+      image_side=config.data.side,
+      caption_length=config.rollout.length if wanted else None,
+      tokenizer=self.tokenizer,
+      detail=partial_detail(config) if partial else None,
+      prompts=wanted and not training and config.eval.prompts,
+    )
+
+  def train_data(self, config) -> Any:
+    """Endless shuffled batches of this host's share."""
+    source = pipeline.make_source(
+      config.data.source, seed=config.train.seed, side=config.data.side
+    )
+    return pipeline.make_loader(
+      source,
+      self.example(config, source, training=True),
+      batch=config.train.images // jax.process_count(),
+      seed=config.train.seed,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+
+  def heldout_data(self, config) -> Callable[[], Iterable[dict]]:
+    """The same held-out batches at every call, in order."""
+    source = pipeline.make_source(config.data.heldout, side=config.data.side)
+    return lambda: pipeline.take(
+      source,
+      self.example(config, source, training=False),
+      n=config.eval.images,
+      batch=config.eval.batch,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+
+
+def partial_detail(config) -> grammar.Detail:
+  """How much the captions say that a captioner starts from."""
+  p = config.pretrain
+  return dataclasses.replace(grammar.PARTIAL, wrong_shape=p.wrong_shape)
+
+
+def check_choices(config, choices: Mapping[str, Mapping[str, Any]]) -> None:
+  """Raises UserError for a value of `section.key` that is not offered."""
+  for section, keys in choices.items():
+    for key, known in keys.items():
+      value = config[section][key]
+      if value not in known:
+        raise UserError(f'{section}.{key}={value!r} is none of {known}')
+
+
+def place(name: str) -> str:
+  """A folder named in a config, as umm.json names it from anywhere."""
+  if not name or name.startswith('bundled:'):
+    return name
+  return str(zoo.resolve(name).absolute())
+
+
+def towers(config, mesh) -> tuple[dict, dict, dict[str, Any]]:
+  """Reward towers and judges by name, and the weights of both."""
+  found, params = ({}, {}), {'reward': {}, 'judges': {}}
+  for group, kind in zip(found, params, strict=True):
+    for folder in filter(None, config.ckpt[kind].split(',')):
+      name = Path(folder.split(':')[-1]).name
+      model, group[name] = tower_from_folder(zoo.resolve(folder))
+      params[kind][name] = weights(model, folder, mesh)
+  return *found, params
+
+
+def tower_from_folder(folder: Path) -> tuple[zoo.Model, Tower]:
+  """A tower's folder -> its model, and the tower with its preprocessing."""
+  model = zoo.tower_from_folder(folder)
+  return model, Tower(model.module, **maps_vit.read_view(folder))
