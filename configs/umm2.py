@@ -3,12 +3,20 @@
 The embedded default needs no download: a tiny Janus with its image tokenizer
 and tiny CLIP towers, bundled, on drawn scenes. `:caption` and `:image` train
 one half of the loop alone, for comparison. `:flow` draws as X-Omni does: a
-flow-matching detokenizer turns codes into pixels.
+flow-matching detokenizer turns codes into pixels. `:janus-pro-1b` and
+`:janus-pro-7b` are Janus-Pro on photographs; they read what `hf download` has
+put into the hub's cache, or any folder that `ckpt.*` names.
 """
 
 from ml_collections import ConfigDict
 
-VARIANTS = ('', 'caption', 'image', 'flow')
+from uae_jax.data.janus import SYSTEM
+
+REAL = {
+  'janus-pro-1b': 'deepseek-community/Janus-Pro-1B',
+  'janus-pro-7b': 'deepseek-community/Janus-Pro-7B',
+}
+VARIANTS = ('', 'caption', 'image', 'flow', *REAL)
 
 
 def get_config(variant: str = '') -> ConfigDict:
@@ -114,4 +122,29 @@ def get_config(variant: str = '') -> ConfigDict:
   c.mesh = ConfigDict()
   c.mesh.data = -1  # -1: all devices left over by mesh.model
   c.mesh.model = 1
+  if variant in REAL:
+    real_size(c, variant)
   return c
+
+
+def real_size(c: ConfigDict, variant: str) -> None:
+  """What differs for Janus-Pro; not tuned here."""
+  c.train.steps = 1000
+  c.train.images = 32
+  c.train.lr = 1e-6
+  c.grpo.beta = c.grpo.image_beta = 0.01
+  c.rollout.length = 256
+  c.rollout.guidance = 5.0
+  c.data.source = 'images:data/train'
+  c.data.heldout = 'images:data/heldout'
+  c.data.prompt = 'Describe this image in detail.'
+  c.data.system = SYSTEM
+  c.data.side = 384
+  c.model.dtype = 'bfloat16'
+  c.model.remat = 'full'
+  c.model.variant = variant
+  c.ckpt.policy = REAL[variant]
+  c.ckpt.reward = 'openai/clip-vit-large-patch14'
+  c.ckpt.judges = 'facebook/dinov2-large'
+  c.ckpt.every = c.eval.every = 100
+  c.eval.prompts = False

@@ -210,9 +210,12 @@ def test_the_arrows_have_no_circle():
 
 CONFIGS = {
   'umm1': ['', 'blind'],
+  'umm2': ['', 'caption', 'image', 'flow', 'janus-pro-1b', 'janus-pro-7b'],
   'coldstart': [
-    'reward', 'judge_clip', 'judge_views', 'policy', 'decoder', 'blind',
+    'reward', 'judge_clip', 'judge_views', 'policy', 'decoder', 'one_step',
+    'blind',
   ],
+  'coldstart_umm2': ['tokenizer', 'policy', 'detokenizer'],
 }  # fmt: skip
 
 

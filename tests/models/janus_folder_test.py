@@ -173,7 +173,7 @@ def published(name, layout):
 def test_real_sizes(name, layout):
   config = published(name, layout)
   read = maps_janus.from_hf(config)
-  fields = {**janus.VARIANTS[name], 'vq': vq.VARIANTS['vq-16']}
+  fields = {**janus.VARIANTS[name], 'vq': vq.VARIANTS[name]}
   fields['vision'] = {**fields['vision'], 'fused': layout == 'deepseek'}
   for part, wanted in fields.items():
     assert {key: read[part][key] for key in wanted} == wanted

@@ -25,8 +25,9 @@ SHOWN = (
   'stage', 'rollout.bottleneck', 'rollout.environment', 'ckpt.policy',
   'ckpt.decoder', 'ckpt.reward', 'ckpt.judges', 'pretrain.trainable',
   'tower.views', 'data.source', 'data.heldout', 'train.steps',
-  'train.images', 'train.group_size', 'train.lr', 'train.seed', 'grpo.beta',
-  'rollout.temperature',
+  'train.images', 'train.group_size', 'train.lr', 'train.seed',
+  'grpo.caption_weight', 'grpo.image_weight', 'grpo.beta', 'grpo.image_beta',
+  'rollout.temperature', 'rollout.guidance', 'model.renderer',
 )  # fmt: skip
 ROLES = {'ckpt.reward': 'training reward', 'ckpt.judges': 'held-out'}
 
@@ -55,11 +56,20 @@ CURVES = {
     'eval/small_object_recall': 'small, in the caption',
     'eval/exact_scene': 'scene redrawn exactly',
   },
-  'KL to the start': {'policy/kl': 'KL'},
-  'Entropy, nats per token': {'policy/entropy': 'entropy'},
+  'Images drawn from text': {
+    'eval/prompt_overall': 'short prompts right',
+    'eval/full_exact_scene': 'full captions, exact',
+    'eval/ceiling_exact_scene': 'image tokenizer, exact',
+  },
+  'KL to the start': {'policy/kl': 'captions', 'image/kl': 'image codes'},
+  'Entropy, nats per token': {
+    'policy/entropy': 'captions', 'image/entropy': 'image codes'
+  },
   'Clipped tokens': {
-    'policy/clip_frac_low': 'low',
-    'policy/clip_frac_high': 'high',
+    'policy/clip_frac_low': 'captions, low',
+    'policy/clip_frac_high': 'captions, high',
+    'image/clip_frac_low': 'codes, low',
+    'image/clip_frac_high': 'codes, high',
   },
   'Reward inside a group': {
     'reward/std': 'standard deviation',
@@ -70,9 +80,14 @@ CURVES = {
     'eval/caption_length': 'held-out, greedy',
   },
   'Loss': {
-    'optim/loss': 'all', 'flow/loss': 'flow', 'caption/loss': 'caption'
+    'optim/loss': 'all', 'flow/loss': 'flow', 'caption/loss': 'caption',
+    'code/loss': 'codes',
   },
-  'Accuracy': {'caption/accuracy': 'words', 'tower/accuracy': 'pairs'},
+  'Image tokenizer': {'pixel/error': 'squared error'},
+  'Accuracy': {
+    'caption/accuracy': 'words', 'tower/accuracy': 'pairs',
+    'code/accuracy': 'codes',
+  },
   'Gradient norm': {'optim/grad_norm': 'norm'},
   'Step time, seconds': {'time/step': 'step'},
 }  # fmt: skip
@@ -130,8 +145,8 @@ def write_report(workdir: Path) -> Path:
   Raises:
     UserError: config.json, metrics.jsonl or a gallery is missing or corrupt.
   """
-  config = _flat(_read_json(workdir / 'config.json'))
-  rows = _read_rows(workdir / 'metrics.jsonl')
+  config = read_config(workdir)
+  rows = read_rows(workdir / 'metrics.jsonl')
   data = dict(
     title=workdir.name or 'run',
     intro=INTRO,
@@ -168,8 +183,8 @@ def evaluation_table(
   judges stay held out. Without rewards it is the last evaluation.
 
   Returns:
-    `steps` of the three columns and `rows` of [name, note, three numbers],
-    or None if nothing was evaluated.
+    `names` and `steps` of the three columns and `rows` of [name, note, three
+    numbers], or None if nothing was evaluated.
   """
   scored = [r for r in rows if any(k.startswith('eval/') for k in r)]
   if not scored:
@@ -185,6 +200,7 @@ def evaluation_table(
   notes = {'eval/reward': 'training reward', 'eval/unified_score': 'held-out'}
   notes |= {f'eval/{name}': 'held-out' for name in judges}
   return dict(
+    names=['first', 'best', 'last'],
     steps=[r['step'] for r in columns],
     rows=[
       [
@@ -285,6 +301,15 @@ def _flat(config, prefix=''):
   return out
 
 
+def read_config(workdir: Path) -> dict[str, Any]:
+  """A run's config, keyed by `section.key`.
+
+  Raises:
+    UserError: it is missing or corrupt.
+  """
+  return _flat(_read_json(workdir / 'config.json'))
+
+
 def _read_json(path):
   try:
     return json.loads(path.read_text('utf-8'))
@@ -292,8 +317,12 @@ def _read_json(path):
     raise UserError(f"{path} cannot be read ({e}): use a run's folder") from e
 
 
-def _read_rows(path):
-  """Rows of a file that may be growing: a torn last line is left out."""
+def read_rows(path: Path) -> list[dict[str, Any]]:
+  """Rows of a file that may be growing: a torn last line is left out.
+
+  Raises:
+    UserError: it is missing or corrupt.
+  """
   try:
     lines = path.read_text('utf-8').splitlines()
   except (OSError, ValueError) as e:

@@ -23,15 +23,17 @@ from uae_jax.nn.conv_blocks import (
   Up,
 )
 
+_VQ_16 = dict(
+  codes=16384,
+  code_dim=8,
+  latent=256,
+  channels=(128, 128, 256, 256, 512),
+  layers=2,
+  groups=32,
+)
 VARIANTS = {
-  'vq-16': dict(
-    codes=16384,
-    code_dim=8,
-    latent=256,
-    channels=(128, 128, 256, 256, 512),
-    layers=2,
-    groups=32,
-  ),
+  'janus-pro-1b': _VQ_16,
+  'janus-pro-7b': _VQ_16,
   'tiny': dict(
     codes=512,
     code_dim=8,

@@ -171,13 +171,17 @@ def place(name: str) -> str:
 
 def towers(config, mesh) -> tuple[dict, dict, dict[str, Any]]:
   """Reward towers and judges by name, and the weights of both."""
-  found, params = ({}, {}), {'reward': {}, 'judges': {}}
-  for group, kind in zip(found, params, strict=True):
-    for folder in filter(None, config.ckpt[kind].split(',')):
+  found, params = {}, {}
+  for kind, folders in (
+    ('reward', config.ckpt.reward),
+    ('judges', config.ckpt.judges),
+  ):
+    found[kind], params[kind] = {}, {}
+    for folder in filter(None, folders.split(',')):
       name = Path(folder.split(':')[-1]).name
-      model, group[name] = tower_from_folder(zoo.resolve(folder))
+      model, found[kind][name] = tower_from_folder(zoo.resolve(folder))
       params[kind][name] = weights(model, folder, mesh)
-  return *found, params
+  return found['reward'], found['judges'], params
 
 
 def tower_from_folder(folder: Path) -> tuple[zoo.Model, Tower]:
