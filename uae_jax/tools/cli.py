@@ -35,6 +35,8 @@ _HELP = {
   'guidance': 'Strength of the guidance.',
   'negative': 'What guidance leads away from.',
   'image_temperature': 'Of image codes (Janus); 0 is greedy.',
+  'image_top_k': 'Image codes drawn from; 0 is all.',
+  'image_top_p': 'Probability mass of image codes drawn from.',
   'joint': 'Text encoders of the decoder beside the captioner (UniWorld).',
   'dtype': 'float32 or bfloat16.',
   'batch': 'Items at once.',
@@ -44,7 +46,7 @@ CAPTION = (
 )  # fmt: skip
 DRAW = (
   'height', 'width', 'steps', 'shift', 'guidance', 'negative', 'joint',
-  'image_temperature',
+  'image_temperature', 'image_top_k', 'image_top_p',
 )  # fmt: skip
 BOTH = ('dtype', 'batch')
 

@@ -32,8 +32,7 @@ def load(config, mesh) -> Parts:
   seed = config.train.seed
   params |= weights(both, config.ckpt.policy, mesh, seed=seed)
   tokenizer = tokenize.load_tokenizer(processors)
-  vision = both.module.vision
-  rows = vision['size'] // vision['patch']  # of codes, as of tokens read
+  vision, rows = both.module.vision, code_rows(both.module)
   template = JanusTemplate.from_tokenizer(
     tokenizer, config.data.prompt, rows**2, config.data.system
   )
@@ -55,10 +54,40 @@ def load(config, mesh) -> Parts:
       DECODER: Piece(drawing['decoder'], ('decoder',)),
       CONNECTOR: Piece(conditioner, ('connector',)),
     }
-  r = config.rollout
-  umm = UMM2(
-    vlm=both.module,
-    vq=tokenizer_of_images,
+  umm = architecture(
+    config, both.module, tokenizer_of_images, template, towers, judges,
+    painter=painter, connector=connector,
+  )  # fmt: skip
+  return Parts(
+    umm=umm,
+    params=params,
+    pieces=pieces,
+    policy_rows=maps_janus.table(vision, both.module.lm),
+    options=options(config),
+    processors=processors,
+    tokenizer=tokenizer,
+    read=lambda image: {**view(image), **prefix},
+  )
+
+
+def architecture(
+  config, policy, images, template, towers, judges, **kw
+) -> UMM2:
+  """The modules and options of a config, without any weights.
+
+  Args:
+    config: of configs/umm2.py.
+    policy: the Janus.
+    images: its image tokenizer.
+    template: around images and captions.
+    towers: rewards by name.
+    judges: by name.
+    **kw: of a detokenizer.
+  """
+  r, rows = config.rollout, code_rows(policy)
+  return UMM2(
+    vlm=policy,
+    vq=images,
     towers=towers,
     judges=judges,
     tokens=Tokens(
@@ -71,19 +100,13 @@ def load(config, mesh) -> Parts:
     rows=rows,
     codes=rows**2,
     weights={name: 1.0 / len(towers) for name in towers},
-    painter=painter,
-    connector=connector,
+    **kw,
   )
-  return Parts(
-    umm=umm,
-    params=params,
-    pieces=pieces,
-    policy_rows=maps_janus.table(vision, both.module.lm),
-    options=options(config),
-    processors=processors,
-    tokenizer=tokenizer,
-    read=lambda image: {**view(image), **prefix},
-  )
+
+
+def code_rows(policy: janus.Janus) -> int:
+  """Rows of the code grid: as many codes are drawn as tokens are read."""
+  return policy.vision['size'] // policy.vision['patch']
 
 
 def model(config, **kw) -> tuple[zoo.Model, vq.VQ, Path]:

@@ -93,7 +93,9 @@ class Log:
   def __init__(self, config, writer: MetricWriter, progress: Progress):
     self.writer, self.progress = writer, progress
     self.skipped = 0  # updates in a row, one step late
-    self._rollouts = config.train.images * config.train.group_size
+    self._rows = config.train.images  # of images that a step draws or reads
+    if config.stage == 'encoder':
+      self._rows *= config.train.group_size
     self._pending = None
 
   def start(self) -> None:
@@ -116,9 +118,9 @@ class Log:
     self.start()
     self.skipped = int(row['optim/skipped'])
     row['time/step'] = seconds
-    row['throughput/images_per_s'] = self._rollouts / seconds
+    row['throughput/images_per_s'] = self._rows / seconds
     if 'caption/length' in row:
-      words = self._rollouts * row['caption/length']
+      words = self._rows * row['caption/length']
       row['throughput/tokens_per_s'] = words / seconds
     self.writer.write_scalars(step, row)
     self.progress.update(step, row)

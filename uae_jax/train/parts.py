@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from uae_jax import zoo
-from uae_jax.ckpt import maps_vit
+from uae_jax.ckpt import convert, maps_vit
 from uae_jax.data import pipeline, tokenize
 from uae_jax.data.scenes import grammar
 from uae_jax.errors import UserError
@@ -19,12 +19,6 @@ from uae_jax.infer.options import FILE
 from uae_jax.rewards.features import Tower
 from uae_jax.zoo import weights
 
-# The files that a policy folder needs besides weights and config.json.
-PROCESSORS = (
-  'tokenizer.json',
-  'tokenizer_config.json',
-  'preprocessor_config.json',
-)
 # Where trained weights go, below the export of a run.
 POLICY = 'policy'
 DECODER, CONNECTOR = 'decoder/transformer', 'decoder/connector'
@@ -97,9 +91,8 @@ class Parts:
         continue
       piece.save(folder / name, params, dtype)
       if name == POLICY:
-        for file in PROCESSORS:
-          if (self.processors / file).exists():
-            shutil.copy(self.processors / file, folder / name / file)
+        for file in convert.beside(self.processors):
+          shutil.copy(file, folder / name / file.name)
 
   def write_options(self, folder: Path) -> None:
     """umm.json: tools describe and draw as the run did."""
