@@ -74,6 +74,24 @@ def test_a_bad_value_is_one_line_exit_2_and_nothing_written(
   assert not (folder / 'config.json').exists()
 
 
+@pytest.mark.parametrize(
+  'change, says',
+  [
+    ('grpo.image_weight=-1', 'image_weight'),
+    ('rollout.image_top_k=-2', 'top_k'),
+    ('ckpt.policy=bundled:umm1/policy', 'umm1/policy'),
+  ],
+)
+def test_umm2_speaks_of_mistakes_the_same_way(change, says, tmp_path):
+  folder = tmp_path / 'run'
+  umm2 = '--config=configs/umm2.py'
+  code, err = run(umm2, f'--workdir={folder}', f'--config.{change}')
+  lines = [x for x in err.splitlines() if x.startswith('uae_jax: ')]
+  assert code == 2 and len(lines) == 1, err
+  assert says in lines[0]
+  assert not (folder / 'config.json').exists()
+
+
 def test_default_workdir():
   assert main.default_workdir('configs/umm1.py') == 'runs/umm1'
   assert main.default_workdir('configs/coldstart.py:a') == 'runs/coldstart-a'

@@ -60,7 +60,7 @@ class Tokenizer:
     found = self.core.token_to_id(token)
     if found is None:
       raise UserError(
-        f'the tokenizer has no token {token}; use one of the Qwen2.5-VL family'
+        f'the tokenizer has no token {token}; use that of the checkpoint'
       )
     return found
 

@@ -7,7 +7,8 @@ from uae_jax import zoo
 from uae_jax.ckpt import hf, maps_janus
 from uae_jax.data import tokenize
 from uae_jax.data.janus import BOS, IMAGE, JanusTemplate, JanusView
-from uae_jax.infer.janus import load_detokenizer
+from uae_jax.errors import UserError
+from uae_jax.infer.janus import KINDS, load_detokenizer
 from uae_jax.infer.painters import PARTS
 from uae_jax.models import detokenizer as detokenizers
 from uae_jax.models import janus, mmdit, vq
@@ -113,6 +114,10 @@ def model(config, **kw) -> tuple[zoo.Model, vq.VQ, Path]:
   """Policy with image tokenizer, the latter's module, and the processors."""
   if config.ckpt.policy:
     folder = zoo.resolve(config.ckpt.policy)
+    if hf.kind(folder) not in KINDS:
+      raise UserError(
+        f'ckpt.policy: {folder} is a {hf.kind(folder)!r}, none of {KINDS}'
+      )
     pad = tokenize.load_tokenizer(folder).id(IMAGE)
     return *zoo.janus_from_folder(folder, pad, **kw), folder
   folder = zoo.resolve(NEW)
