@@ -14,17 +14,17 @@ from ml_collections import ConfigDict
 
 PARTS = {
   'tokenizer': dict(
-    trainable=('vq/.*',), start='', seed=11, steps=1200, lr=1e-3,
+    trainable=('vq/.*',), start='', seed=11, steps=1200, lr=1e-3, images=32,
     caption_weight=0.0, code_weight=0.0, pixel_weight=1.0, flow_weight=0.0,
   ),
   'policy': dict(
     trainable=('policy/.*',), start='bundled:umm2/policy', seed=12,
-    steps=3000, lr=1e-3,
-    caption_weight=0.3, code_weight=1.0, pixel_weight=0.0, flow_weight=0.0,
+    steps=1700, lr=1.5e-3, images=48,
+    caption_weight=0.5, code_weight=1.0, pixel_weight=0.0, flow_weight=0.0,
   ),
   'detokenizer': dict(
     trainable=('connector/.*', 'decoder/.*'), start='bundled:umm2/policy',
-    seed=13, steps=1200, lr=1e-3,
+    seed=13, steps=1200, lr=1e-3, images=64,
     caption_weight=0.0, code_weight=0.0, pixel_weight=0.0, flow_weight=1.0,
   ),
 }  # fmt: skip
@@ -64,7 +64,7 @@ def get_config(part: str = '') -> ConfigDict:
   c.train.seed = spec['seed']
   c.train.steps = spec['steps']
   c.train.lr = spec['lr']
-  c.train.images = 64
+  c.train.images = spec['images']
   c.pretrain = ConfigDict()
   c.pretrain.trainable = spec['trainable']  # regexes over PART/parameter
   c.pretrain.fresh = ()  # policy parameters drawn anew
@@ -76,6 +76,6 @@ def get_config(part: str = '') -> ConfigDict:
   c.pretrain.t_std = 1.2
   c.pretrain.noise_rows = 0.25  # share of rows at time 1
   c.pretrain.wrong_shape = 0.08  # share of shape words, .75: they say nothing
-  c.pretrain.full_rows = 0.5  # share of drawings after full captions
+  c.pretrain.full_rows = 0.6  # share of drawings after full captions
   c.pretrain.drop_rows = 0.1  # share after the unconditional prompt
   return c

@@ -106,6 +106,7 @@ class Pretrain:
 
 
 SHARP = 0.05  # temperature of the soft assignment to codes
+FLAT = 0.02  # contrast of a cell of [-1, 1] pixels that shows nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,10 +114,12 @@ class TokenPretrain:
   """Image tokenizer, captioner and drawing by codes, each where weighted.
 
   The tokenizer learns as VQ-GAN's (https://arxiv.org/abs/2012.09841, eq. 4)
-  from pixels alone, with the entropy term of MaskGIT's
-  (https://arxiv.org/abs/2202.04200) in place of a discriminator. The policy
-  learns partial captions of images, and codes of images after full and
-  partial captions; some prompts are the unconditional one, for guidance.
+  from pixels alone, with the entropy term of MAGVIT-v2's
+  (https://arxiv.org/abs/2310.05737, eq. 6) in place of a discriminator: cells
+  that show something are to use many codes, flat ones few, which leaves the
+  policy less to guess. The policy learns partial captions of images, and
+  codes of images after full and partial captions; some prompts are the
+  unconditional one, for guidance.
 
   Attributes:
     umm: the modules.
@@ -198,13 +201,28 @@ class TokenPretrain:
     pull = jnp.mean(jnp.sum((still(z) - nearest) ** 2, -1))
     commit = jnp.mean(jnp.sum((z - still(nearest)) ** 2, -1))
     log_p = jax.nn.log_softmax(scores / SHARP)
-    p = jnp.exp(log_p)
-    mean = jnp.mean(p, (0, 1, 2))
-    sure = -jnp.mean(jnp.sum(p * log_p, -1))
-    used = -jnp.sum(mean * jnp.log(mean + 1e-9))
-    loss = 10 * error + pull + 0.25 * commit + 0.05 * (sure - used)
+    sure = -jnp.mean(jnp.sum(jnp.exp(log_p) * log_p, -1))
+    busy = contrast(pixels, self.umm.vq.factor) > FLAT
+    used = lambda cells: entropy_of_use(jnp.exp(log_p), cells)
+    variety = used(busy) - used(~busy)
+    loss = 10 * error + pull + 0.25 * commit + 0.05 * (sure - variety)
     return loss, {
       'pixel/error': error,
       'pixel/commit': commit,
-      'pixel/perplexity': jnp.exp(used),
+      'pixel/perplexity': jnp.exp(used(busy)),
+      'pixel/flat_perplexity': jnp.exp(used(~busy)),
     }
+
+
+def contrast(pixels: Any, side: int):
+  """Standard deviation of the pixels [B R Q C] of every cell, [B h w]."""
+  b, r, q, c = pixels.shape
+  cells = pixels.reshape(b, r // side, side, q // side, side, c)
+  return jnp.std(cells, (2, 4)).mean(-1)
+
+
+def entropy_of_use(p: Any, cells: Any):
+  """Entropy in nats of the mean of p [B h w K] over some cells [B h w]."""
+  share = cells / jnp.maximum(jnp.sum(cells), 1)
+  mean = jnp.einsum('bhw,bhwk->k', share, p)
+  return -jnp.sum(mean * jnp.log(mean + 1e-9))
