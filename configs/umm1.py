@@ -82,6 +82,7 @@ def get_config(variant: str = '') -> ConfigDict:
   c.model = ConfigDict()
   c.model.umm = 'umm1'  # umm1 | umm2
   c.model.dtype = 'float32'  # activations
+  c.model.chunk = 0  # tokens whose logits exist at once when scored; 0: all
   c.model.remat = 'none'  # none | dots | full
   c.model.variant = 'tiny'  # built where a ckpt.* folder is ''
   c.model.connector = 'mlp'  # mlp | queries (MetaQuery), where it is built

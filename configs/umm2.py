@@ -96,6 +96,7 @@ def get_config(variant: str = '') -> ConfigDict:
   # vq: the tokenizer's own decoder; flow: a flow-matching detokenizer.
   c.model.renderer = 'flow' if variant == 'flow' else 'vq'
   c.model.dtype = 'float32'  # activations
+  c.model.chunk = 0  # tokens whose logits exist at once when scored; 0: all
   c.model.remat = 'none'  # none | dots | full
   c.model.variant = 'tiny'  # built where ckpt.policy is ''
 
@@ -141,7 +142,9 @@ def real_size(c: ConfigDict, variant: str) -> None:
   c.data.system = SYSTEM
   c.data.side = 384
   c.model.dtype = 'bfloat16'
+  c.model.chunk = 0  # tokens whose logits exist at once when scored; 0: all
   c.model.remat = 'full'
+  c.model.chunk = 64
   c.model.variant = variant
   c.ckpt.policy = REAL[variant]
   c.ckpt.reward = 'openai/clip-vit-large-patch14'

@@ -34,7 +34,7 @@ ARROWS = {
   'rl': LOW,
   'ckpt': LOW,
   'zoo': LOW | {'sharding', 'models', 'ckpt'},
-  'umm': LOW | {'sharding', 'models', 'zoo', 'rollout', 'rewards'},
+  'umm': LOW | {'sharding', 'nn', 'models', 'zoo', 'rollout', 'rewards'},
   'eval': LOW | {'sharding', 'data', 'rollout', 'umm'},
   'train': LOW
   | {

@@ -157,3 +157,13 @@ def test_data4_model2_mesh_gives_the_loss_of_one_device():
   for name in ('reward/mean', 'image/entropy', 'optim/grad_norm'):
     np.testing.assert_allclose(other[name], metrics[name], rtol=1e-4)
   assert change(alone.params, jax.device_get(spread.params)) < 1e-5
+
+
+def test_scoring_by_chunks_is_the_same_step():
+  _, whole, state, batch = setup(guidance=5.0)
+  _, pieces, _, _ = setup(guidance=5.0, chunk=5)
+  one, first = whole(state(), batch, RNG)
+  two, second = pieces(state(), batch, RNG)
+  assert change(one.params, two.params) < 1e-6
+  for name in ('policy/entropy', 'image/entropy', 'optim/grad_norm'):
+    np.testing.assert_allclose(first[name], second[name], rtol=1e-5)

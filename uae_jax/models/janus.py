@@ -225,9 +225,14 @@ class Janus(Captioner):
     self, prompt: Prompt, codes: Int[Array, 'B G I']
   ) -> Float[Array, 'B G I K']:
     """Teacher-forced logits of every code given the ones before it."""
+    return self.code_logits(self.code_states(prompt, codes))
+
+  def code_states(
+    self, prompt: Prompt, codes: Int[Array, 'B G I']
+  ) -> Float[Array, 'B G I D']:
+    """Hidden states that predict codes 0..I-1."""
     hidden, _ = self._after_prompt(prompt, codes[..., :-1], 0)
-    states = jnp.concatenate([prompt.hidden[:, :, None], hidden], 2)
-    return self.code_logits(states)
+    return jnp.concatenate([prompt.hidden[:, :, None], hidden], 2)
 
   def __call__(self, batch: Batch) -> Float[Array, 'B S V']:
     """Logits at every prefix token (and creates every parameter)."""

@@ -1,10 +1,11 @@
 """Y copies of a block over stacked parameters: the only scan and remat."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 # What a layer keeps for its backward pass: everything; matmul outputs;
 # nothing but its input.
@@ -43,3 +44,35 @@ class Stack(nn.Module):
       unroll=self.layers if self.layers <= 4 else 1,
     )
     return scanned(**self.kwargs, name='block')(carry, xs, *shared)
+
+
+def by_chunks(fn: Callable[..., Any], chunk: int, *arrays: jax.Array) -> Any:
+  """`fn` of pieces along the third axis, put together again.
+
+  What `fn` makes on the way exists for one piece at a time, in the backward
+  pass too, where it is computed again.
+
+  Args:
+    fn: arrays [B G chunk ...] -> a tree of arrays [B G chunk ...].
+    chunk: length of a piece; 0 is all of it.
+    *arrays: [B G L ...]; B and G may differ between them.
+  """
+  length = arrays[0].shape[2]
+  if not chunk or length <= chunk:
+    return fn(*arrays)
+  n = -(-length // chunk)
+
+  def cut(x):
+    pad = [(0, 0)] * x.ndim
+    pad[2] = (0, n * chunk - length)
+    x = jnp.pad(x, pad)
+    x = x.reshape(*x.shape[:2], n, chunk, *x.shape[3:])
+    return jnp.moveaxis(x, 2, 0)
+
+  def join(x):
+    x = jnp.moveaxis(x, 0, 2)
+    return x.reshape(*x.shape[:2], n * chunk, *x.shape[4:])[:, :, :length]
+
+  pieces = tuple(map(cut, arrays))
+  out = jax.lax.map(jax.checkpoint(lambda piece: fn(*piece)), pieces)
+  return jax.tree.map(join, out)

@@ -64,6 +64,7 @@ def load(config, mesh) -> Parts:
     environment=r.environment,
     share_noise=r.share_noise,
     weights={name: 1.0 / len(towers) for name in towers},
+    chunk=config.model.chunk,
   )
   return Parts(
     umm=umm,

@@ -101,6 +101,7 @@ def architecture(
     rows=rows,
     codes=rows**2,
     weights={name: 1.0 / len(towers) for name in towers},
+    chunk=config.model.chunk,
     **kw,
   )
 

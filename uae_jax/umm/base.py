@@ -1,8 +1,9 @@
 """What every architecture has in common: captions, rewards, scores.
 
 A UMM is a frozen dataclass with fields `vlm` (a captioner of `models.vlm`),
-`tokens` (with `eos` and `pad`), `sampler`, `length`, `towers`, `judges` and
-`weights`; it adds `draw` and `draw_from_text`. The rest of the loop is here.
+`tokens` (with `eos` and `pad`), `sampler`, `length`, `towers`, `judges`,
+`weights` and `chunk` (tokens whose logits exist at once when they are scored;
+0 is all); it adds `draw` and `draw_from_text`. The rest of the loop is here.
 """
 
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from uae_jax import trees
+from uae_jax.nn.stack import by_chunks
 from uae_jax.rewards import reconstruction
 from uae_jax.rewards.features import Tower
 from uae_jax.rollout import caption
@@ -100,13 +102,18 @@ class UMM:
   ) -> tuple[Float[Array, 'B G L'], Float[Array, 'B G L']]:
     """Log-probability of each token and entropy, under the sampler."""
     prefix = self.prefill(policy, batch)
-    logits = self.vlm.apply(
-      {'params': policy}, prefix, captions.tokens, captions.mask,
-      method='teach',
-    )  # fmt: skip
-    logp = self.sampler.score(logits, captions.tokens)
+    apply = lambda *a, method: self.vlm.apply(
+      {'params': policy}, *a, method=method
+    )
+
+    def piece(states, tokens):
+      logits = apply(states, method='logits')
+      return self.sampler.score(logits, tokens), self.sampler.entropy(logits)
+
+    states = apply(prefix, captions.tokens, captions.mask, method='states')
+    logp, entropy = by_chunks(piece, self.chunk, states, captions.tokens)
     zero = lambda x: jnp.where(captions.mask, x, 0.0)
-    return zero(logp), zero(self.sampler.entropy(logits))
+    return zero(logp), zero(entropy)
 
 
 def reference(frozen: Params, policy: Params) -> Params:

@@ -57,6 +57,7 @@ class UMM1(UMM):
     environment: 'policy' or 'reference' re-encodes the caption.
     share_noise: the G drawings of one image start from the same noise.
     weights: reward weight by tower name.
+    chunk: tokens whose logits exist at once when they are scored; 0 is all.
   """
 
   vlm: VLM
@@ -71,6 +72,7 @@ class UMM1(UMM):
   environment: str
   share_noise: bool
   weights: Mapping[str, float]
+  chunk: int = 0
 
   def __post_init__(self):
     if self.bottleneck == 'hidden' and isinstance(

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from uae_jax.models.detokenizer import CodeConnector
 from uae_jax.models.janus import Janus
 from uae_jax.models.vq import VQ
+from uae_jax.nn.stack import by_chunks
 from uae_jax.rewards.features import Tower
 from uae_jax.rollout import caption, image_tokens
 from uae_jax.rollout.sampler import Sampler
@@ -62,6 +63,7 @@ class UMM2(UMM):
     weights: reward weight by tower name.
     painter: of a flow-matching detokenizer; None: the VQ decoder renders.
     connector: from codes to its conditioning.
+    chunk: tokens whose logits exist at once when they are scored; 0 is all.
   """
 
   vlm: Janus
@@ -78,6 +80,7 @@ class UMM2(UMM):
   weights: Mapping[str, float]
   painter: Painter | None = None
   connector: CodeConnector | None = None
+  chunk: int = 0
 
   def prompt_ids(self, captions: Captions) -> tuple[Array, Array]:
     """Captions in the text-to-image template: ids and mask [B G S]."""
@@ -138,13 +141,18 @@ class UMM2(UMM):
   ) -> tuple[Float[Array, 'B G I'], Float[Array, 'B G I']]:
     """Log-probability of each code and entropy, guided as when sampled."""
     prompt = self.prompt(policy, captions)
-    logits = self._apply(
-      policy, prompt, image_tokens.twice(codes, self.guidance),
-      method='teach_codes',
-    )  # fmt: skip
-    logits = image_tokens.guide(logits, self.guidance)
     sampler = self.code_sampler
-    return sampler.score(logits, codes), sampler.entropy(logits)
+
+    def piece(states, codes):
+      logits = self._apply(policy, states, method='code_logits')
+      logits = image_tokens.guide(logits, self.guidance)
+      return sampler.score(logits, codes), sampler.entropy(logits)
+
+    states = self._apply(
+      policy, prompt, image_tokens.twice(codes, self.guidance),
+      method='code_states',
+    )  # fmt: skip
+    return by_chunks(piece, self.chunk, states, codes)
 
   def render(
     self,
