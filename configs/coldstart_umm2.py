@@ -1,8 +1,9 @@
 """Cold start of the embedded UMM-2. `--config=configs/coldstart_umm2.py:PART`.
 
 Parts, in order: `tokenizer` (image <-> codes), `policy` (captions of images,
-and codes after captions), `detokenizer` (codes -> image by flow matching, for
-`configs/umm2.py:flow`). The towers are those of `configs/coldstart.py`.
+and codes after captions), `longer` (the same again), `detokenizer` (codes ->
+image by flow matching, for `configs/umm2.py:flow`). The towers are those of
+`configs/coldstart.py`.
 The weights in `uae_jax/assets/umm2` were made by these commands with the
 seeds below; see the README there.
 """
@@ -22,9 +23,14 @@ PARTS = {
     steps=1700, lr=1.5e-3, images=48,
     caption_weight=0.5, code_weight=1.0, pixel_weight=0.0, flow_weight=0.0,
   ),
+  'longer': dict(
+    trainable=('policy/.*',), start='bundled:umm2/policy', seed=14,
+    steps=1200, lr=1e-3, images=48,
+    caption_weight=0.5, code_weight=1.0, pixel_weight=0.0, flow_weight=0.0,
+  ),
   'detokenizer': dict(
     trainable=('connector/.*', 'decoder/.*'), start='bundled:umm2/policy',
-    seed=13, steps=1200, lr=1e-3, images=64,
+    seed=13, steps=1000, lr=1e-3, images=64,
     caption_weight=0.0, code_weight=0.0, pixel_weight=0.0, flow_weight=1.0,
   ),
 }  # fmt: skip

@@ -215,7 +215,7 @@ CONFIGS = {
     'reward', 'judge_clip', 'judge_views', 'policy', 'decoder', 'one_step',
     'blind',
   ],
-  'coldstart_umm2': ['tokenizer', 'policy', 'detokenizer'],
+  'coldstart_umm2': ['tokenizer', 'policy', 'longer', 'detokenizer'],
 }  # fmt: skip
 
 
