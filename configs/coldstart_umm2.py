@@ -30,7 +30,7 @@ PARTS = {
   ),
   'detokenizer': dict(
     trainable=('connector/.*', 'decoder/.*'), start='bundled:umm2/policy',
-    seed=13, steps=1000, lr=1e-3, images=64,
+    seed=13, steps=500, lr=1e-3, images=64,
     caption_weight=0.0, code_weight=0.0, pixel_weight=0.0, flow_weight=1.0,
   ),
 }  # fmt: skip

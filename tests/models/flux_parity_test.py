@@ -40,12 +40,17 @@ def shapes_of(fields):
   return jax.eval_shape(module.init, jax.random.key(0), *zeros)['params']
 
 
-@pytest.fixture(scope='module', params=[True, False], ids=['dev', 'schnell'])
+KINDS = {
+  'dev': dict(guidance_embeds=True),
+  'schnell': dict(guidance_embeds=False),
+  'fill': dict(guidance_embeds=True, out_channels=8),
+}
+
+
+@pytest.fixture(scope='module', params=KINDS)
 def model(request, tmp_path_factory):
   """A random torch FLUX, saved; and ours loaded from its folder."""
-  theirs = randomise(
-    FluxTransformer2DModel(**CONFIG, guidance_embeds=request.param)
-  )
+  theirs = randomise(FluxTransformer2DModel(**CONFIG, **KINDS[request.param]))
   folder = tmp_path_factory.mktemp('flux')
   theirs.save_pretrained(folder)
   fields = maps_flux.from_hf(hf.read_config(folder))

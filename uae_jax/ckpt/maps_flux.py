@@ -46,7 +46,7 @@ def from_hf(config: Mapping[str, Any]) -> dict[str, Any]:
   if config.get('patch_size', 1) != 1:
     raise UserError(f'{CLASS} config: patch_size must be 1')
   if config.get('out_channels') not in (None, fields['in_channels']):
-    raise UserError(f'{CLASS} config: out_channels must equal in_channels')
+    fields['out_channels'] = config['out_channels']
   if sum(fields['axes_dims_rope']) != fields['attention_head_dim']:
     raise UserError(
       f'{CLASS} config: axes_dims_rope must sum to attention_head_dim'
@@ -58,6 +58,8 @@ def to_hf(fields: Mapping[str, Any]) -> dict[str, Any]:
   """Fields of `models.flux.Flux` -> config.json."""
   same = {key: fields[key] for key in _SAME}
   same['axes_dims_rope'] = list(fields['axes_dims_rope'])
+  if fields.get('out_channels'):
+    same['out_channels'] = fields['out_channels']
   return {'_class_name': CLASS, 'patch_size': 1, **same}
 
 

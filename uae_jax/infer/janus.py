@@ -14,7 +14,9 @@ from uae_jax.errors import UserError
 from uae_jax.infer import options as options_lib
 from uae_jax.infer.autoencoder import Autoencoder, Describer, caption_drawer
 from uae_jax.infer.painters import PARTS, load_painter
+from uae_jax.models import flux
 from uae_jax.models.detokenizer import CodeConnector
+from uae_jax.models.flux import Flux
 from uae_jax.rollout.sampler import Sampler
 from uae_jax.umm.painter import Painter
 from uae_jax.umm.umm2 import UMM2, Tokens
@@ -150,5 +152,14 @@ def load_detokenizer(
     raise UserError(
       f'{folder}/connector is for {conditioner.module.codes} codes, images '
       f'have {codes}'
+    )
+  module, beside = models['decoder'].module, conditioner.module.code_dim
+  room = module.in_channels - (module.out_channels or module.in_channels)
+  if isinstance(module, Flux):  # whose channels are of packed pixels
+    beside *= flux.PACK**2
+  if room != beside:
+    raise UserError(
+      f'{folder}/transformer has {room} input channels beside its latents, '
+      f'codes need {beside}'
     )
   return models, conditioner, painter

@@ -2,9 +2,10 @@
 
 X-Omni draws by codes of an autoregressive model and lets a diffusion
 transformer turn them into pixels, in place of a VQ decoder (Geng et al. 2025,
-https://arxiv.org/abs/2507.22058). Here every code vector, with a learned
-place, becomes a token of the transformer's context. Letters as in `types`;
-E the context width, F the pooled width.
+https://arxiv.org/abs/2507.22058). Here the code vectors are channels beside
+the noise, where they belong (`umm.painter`), and every one, with a learned
+place, is a token of the transformer's context. Letters as in `types`; E the
+context width, F the pooled width.
 """
 
 import flax.linen as nn

@@ -117,6 +117,8 @@ class Flux(nn.Module):
     guidance_embeds: whether the distilled guidance is an input (dev).
     distilled_guidance: its value.
     remat: what a block keeps for its backward pass, see `nn.stack.REMAT`.
+    out_channels: fewer than come in where channels lie beside the latents
+      (Fill, Control); 0 is as many.
   """
 
   in_channels: int
@@ -130,6 +132,7 @@ class Flux(nn.Module):
   guidance_embeds: bool
   distilled_guidance: float = 3.5
   remat: str = 'none'
+  out_channels: int = 0
 
   @nn.compact
   def __call__(
@@ -177,7 +180,8 @@ class Flux(nn.Module):
     )
     scale, shift = adaln(2, 'final_mod', cond)
     image = modulate(LayerNorm(affine=False)(both[:, length:]), shift, scale)
-    image = Linear(self.in_channels, zero=True, name='proj_out')(image)
+    out = self.out_channels or self.in_channels
+    image = Linear(out, zero=True, name='proj_out')(image)
     return unpack(image, high, wide)
 
   def _condition(self, t, pooled, width, dtype):

@@ -145,12 +145,14 @@ def detokenizer(
       shift=r.shift or None, dtype=config.model.dtype, **kw,
     )  # fmt: skip
   variant = config.model.variant
-  decoder = zoo.decoder(mmdit.VARIANTS[variant], **kw)
+  fields, of_codes = mmdit.VARIANTS[variant], detokenizers.VARIANTS[variant]
+  channels = fields['in_channels'] + of_codes['code_dim']
+  decoder = zoo.decoder({**fields, 'in_channels': channels}, **kw)
   painter = Painter(
     decoder.module, FlowSchedule(r.draw_steps, r.shift), side, side,
     dtype=config.model.dtype,
   )  # fmt: skip
-  conditioner = zoo.code_conditioner(detokenizers.VARIANTS[variant])
+  conditioner = zoo.code_conditioner(of_codes)
   return {'decoder': decoder}, conditioner, painter
 
 

@@ -21,7 +21,8 @@ from uae_jax.rollout.flow import FlowSchedule
 from uae_jax.rollout.paint import paint
 
 Params = Mapping[str, Any]  # `decoder` and, where there is one, `vae`
-Conditioning = Mapping[str, Array]  # context [N L E], pooled [N F], mask [N L]
+# context [N L E], pooled [N F], mask [N L]; grid [N h w G] is laid beside x
+Conditioning = Mapping[str, Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +66,12 @@ class Painter:
     t: Float[Array, 'N'],
     cond: Conditioning,
   ) -> Float[Array, 'N h w C']:
-    """The decoder's velocity at times t in 0..1000."""
+    """The decoder's velocity at times t in 0..1000.
+
+    A `grid` joins x as further channels, as FLUX.1 Fill and Control have it.
+    """
+    if 'grid' in cond:
+      x = jnp.concatenate([x, cond['grid'].astype(x.dtype)], -1)
     return self.decoder.apply(
       {'params': params['decoder']},
       x, t, cond['context'], cond['pooled'], cond.get('mask'),

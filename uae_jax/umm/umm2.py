@@ -182,12 +182,19 @@ class UMM2(UMM):
   def condition(
     self, frozen: Params, codes: Int[Array, 'N I']
   ) -> dict[str, Array]:
-    """What the detokenizer draws codes by."""
+    """What the detokenizer draws codes by: tokens, and channels in place."""
     vectors = self.vq.apply({'params': frozen['vq']}, codes, method='vectors')
     context, pooled = self.connector.apply(
       {'params': frozen['connector']}, vectors
     )
-    return dict(context=context, pooled=pooled)
+    grid = vectors.reshape(len(codes), self.rows, -1, vectors.shape[-1])
+    h, w, _ = self.painter.shape
+    shape = (len(codes), h, w, vectors.shape[-1])
+    return dict(
+      context=context,
+      pooled=pooled,
+      grid=jax.image.resize(grid, shape, 'nearest'),
+    )
 
   def paint(
     self, frozen: Params, codes: Int[Array, 'N I'], rng: Key[Array, '']
