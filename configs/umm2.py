@@ -27,11 +27,11 @@ def get_config(variant: str = '') -> ConfigDict:
   c.stage = 'encoder'
 
   c.train = ConfigDict()
-  c.train.steps = 200
+  c.train.steps = 160
   c.train.images = 16  # source images per step
   c.train.group_size = 8  # captions per image, one drawing each
   c.train.seed = 0
-  c.train.lr = 4e-4
+  c.train.lr = 3e-4
   # Regexes over policy parameter paths; the tower stays as it is.
   c.train.trainable = (r'(lm|code_embed|code_aligner|code_head)/.*',)
   c.train.max_skipped = 10  # non-finite updates in a row before stopping
@@ -58,9 +58,9 @@ def get_config(variant: str = '') -> ConfigDict:
   c.grpo = ConfigDict()
   # J = caption_weight J_caption + image_weight J_image; 0 leaves a half out.
   c.grpo.caption_weight = 0.0 if variant == 'image' else 1.0
-  c.grpo.image_weight = 0.0 if variant == 'caption' else 1.0
+  c.grpo.image_weight = {'caption': 0.0, 'image': 1.0}.get(variant, 0.3)
   c.grpo.beta = 0.005  # weight of the KL to the starting policy; 0: none kept
-  c.grpo.image_beta = 0.005  # of image codes
+  c.grpo.image_beta = 0.02  # of image codes
   c.grpo.kl = 'k3'  # k1 | k2 | k3
   c.grpo.clip_low = 0.2
   c.grpo.clip_high = 0.2
@@ -76,7 +76,7 @@ def get_config(variant: str = '') -> ConfigDict:
   c.rollout.top_k = 0  # 0: all
   c.rollout.top_p = 1.0
   c.rollout.guidance = 1.0  # of image codes; 1: off
-  c.rollout.image_temperature = 1.0
+  c.rollout.image_temperature = 0.8
   c.rollout.image_top_k = 0
   c.rollout.image_top_p = 1.0
   c.rollout.draw_steps = 2  # Euler steps, where model.renderer is 'flow'
@@ -107,11 +107,11 @@ def get_config(variant: str = '') -> ConfigDict:
   c.ckpt.reward = 'bundled:umm1/reward'
   # Held-out towers, never a reward; comma separated.
   c.ckpt.judges = 'bundled:umm1/judge_clip,bundled:umm1/judge_views'
-  c.ckpt.every = 50  # steps
+  c.ckpt.every = 40  # steps
   c.ckpt.keep = 2
 
   c.eval = ConfigDict()
-  c.eval.every = 50  # steps; also before and after training
+  c.eval.every = 80  # steps; also before and after training
   c.eval.images = 256
   c.eval.batch = 64
   c.eval.prompts = True  # text to image as GenEval asks it; drawn scenes only
@@ -134,15 +134,16 @@ def real_size(c: ConfigDict, variant: str) -> None:
   c.train.images = 32
   c.train.lr = 1e-6
   c.grpo.beta = c.grpo.image_beta = 0.01
+  c.grpo.image_weight = 1.0
   c.rollout.length = 256
   c.rollout.guidance = 5.0
+  c.rollout.image_temperature = 1.0
   c.data.source = 'images:data/train'
   c.data.heldout = 'images:data/heldout'
   c.data.prompt = 'Describe this image in detail.'
   c.data.system = SYSTEM
   c.data.side = 384
   c.model.dtype = 'bfloat16'
-  c.model.chunk = 0  # tokens whose logits exist at once when scored; 0: all
   c.model.remat = 'full'
   c.model.chunk = 64
   c.model.variant = variant

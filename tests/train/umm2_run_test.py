@@ -95,7 +95,7 @@ def test_a_flow_matching_detokenizer_draws_in_place_of_the_vq(tmp_path):
   changes = {'train.steps': 2, 'eval.every': 8}
   assert loop.run(config('umm2', 'flow', **changes), folder) == 0
   flow = rows(folder, 'eval/')[0]
-  assert flow['eval/ceiling_exact_scene'] > 0.5
+  assert flow['eval/ceiling_object_recall'] > 0.25
   model = load(str(folder / 'export'), make_mesh(-1, 1), {'batch': 8})
   assert model.options.steps == config('umm2', 'flow').rollout.draw_steps
   [drawn] = model.draw(['large red circle top left'], jax.random.key(1))
