@@ -96,9 +96,16 @@ def get_config(variant: str = '') -> ConfigDict:
   # vq: the tokenizer's own decoder; flow: a flow-matching detokenizer.
   c.model.renderer = 'flow' if variant == 'flow' else 'vq'
   c.model.dtype = 'float32'  # activations
+  c.model.frozen_dtype = 'float32'  # matrices that are not trained
   c.model.chunk = 0  # tokens whose logits exist at once when scored; 0: all
   c.model.remat = 'none'  # none | dots | full
   c.model.variant = 'tiny'  # built where ckpt.policy is ''
+
+  # How much a step works on at once; 0 is everything. The loss is the same.
+  c.memory = ConfigDict()
+  c.memory.rollout_images = 0  # images of a data shard in one rollout
+  c.memory.drawings = 0  # drawings of a data shard
+  c.memory.update_images = 0  # images of a data shard in one gradient
 
   c.ckpt = ConfigDict()
   c.ckpt.policy = 'bundled:umm2/policy'  # Janus: policy and image tokenizer
@@ -143,10 +150,12 @@ def real_size(c: ConfigDict, variant: str) -> None:
   c.data.prompt = 'Describe this image in detail.'
   c.data.system = SYSTEM
   c.data.side = 384
-  c.model.dtype = 'bfloat16'
+  c.model.dtype = c.model.frozen_dtype = 'bfloat16'
   c.model.remat = 'full'
   c.model.chunk = 64
   c.model.variant = variant
+  c.memory.drawings = 8
+  c.memory.update_images = 1
   c.ckpt.policy = REAL[variant]
   c.ckpt.reward = 'openai/clip-vit-large-patch14'
   c.ckpt.judges = 'facebook/dinov2-large'

@@ -290,3 +290,29 @@ def test_data4_model2_mesh_gives_the_loss_of_one_device():
   for name in ('reward/mean', 'policy/entropy', 'optim/grad_norm'):
     np.testing.assert_allclose(other[name], metrics[name], rtol=1e-4)
   assert change(alone.params, jax.device_get(spread.params)) < 1e-5
+
+
+def test_a_step_in_pieces_is_the_whole_step():
+  """Same rollout: same loss, same metrics, same parameters."""
+  rollout = tiny_umm.random_rollout(ended=[True, True, True, False])
+  for loss in (
+    {}, dict(aggregation='token', beta=0.0), dict(aggregation='constant'),
+  ):  # fmt: skip
+    whole = dataclasses.replace(with_loss(**loss), minibatches=2)
+    pieces = dataclasses.replace(whole, update_size=1)
+    _, want, expected = tiny_umm.learned(rollout, whole)
+    _, got, metrics = tiny_umm.learned(rollout, pieces)
+    assert change(want, got) < 1e-6
+    assert metrics.keys() == expected.keys()
+    for key in metrics:
+      np.testing.assert_allclose(
+        metrics[key], expected[key], rtol=2e-5, atol=1e-6, err_msg=key
+      )
+
+
+def test_a_rollout_in_pieces_has_ratio_one():
+  options = dataclasses.replace(OPTIONS, rollout_size=2)
+  umm, step, state, batch = setup(options=options, size=4)
+  after, metrics = step(state(), batch, RNG)
+  assert float(metrics['rollout/train_gap']) < 1e-5
+  assert float(metrics['reward/std']) > 0

@@ -8,6 +8,7 @@ files are refused. Tensors are read in pieces, straight into the shards of
 one parameter, which leave for their devices before the next is read.
 """
 
+import inspect
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -236,7 +237,8 @@ def load(
     table: the model's rows.
     shapes: tree of our parameters (anything with `.shape`), from eval_shape.
     stem: file stem, 'model' or 'diffusion_pytorch_model'.
-    dtype: dtype of the loaded parameters; None keeps what is stored.
+    dtype: dtype of the loaded parameters; None keeps what is stored; or a
+      function of their paths.
     ignore: regexes of hub tensors that are known and not used.
     rename: normalises a file's tensor name to the table's (prefixes that
       some exporters add or drop).
@@ -259,7 +261,8 @@ def load(
   for row in table:
     shape = ours[row.path]
     files = [entries[name] for name in row.names()]
-    kind = stored_dtype(files) if dtype is None else np.dtype(dtype)
+    wanted = dtype(row.path) if inspect.isfunction(dtype) else dtype
+    kind = stored_dtype(files) if wanted is None else np.dtype(wanted)
     if shardings is None:
       whole = tuple((0, n) for n in shape)
       out[row.path] = _read(row, files, shape, kind, [whole])[whole]

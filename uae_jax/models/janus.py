@@ -114,6 +114,8 @@ class Janus(Captioner):
     image_pad: the id that image tokens replace in a prefix.
   """
 
+  DECODES = (r'(lm|code_embed|code_aligner|code_head)/.*',)
+
   vision: dict
   lm: dict
   draw: dict

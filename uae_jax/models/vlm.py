@@ -31,6 +31,8 @@ class Captioner(nn.Module):
     dtype: of the activations.
   """
 
+  DECODES = (r'lm/.*',)  # parameters that every sampled token reads
+
   def embed(self, ids: Int[Array, '*b']) -> Float[Array, '*b D']:
     return self.decoder.embed(ids).astype(self.dtype)
 

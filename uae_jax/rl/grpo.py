@@ -122,19 +122,16 @@ def kl_estimate(
   raise ValueError(f'kl={kind!r} is none of {KLS}')
 
 
-def aggregate(
-  values: Float[Array, 'B G L'],
-  mask: Bool[Array, 'B G L'],
-  how: str,
-  budget: int,
-) -> Float[Array, '']:
-  """One number from the tokens under the mask.
+def shares(
+  mask: Bool[Array, 'B G L'], how: str, budget: int
+) -> Float[Array, 'B G L']:
+  """What each token weighs in the number that `aggregate` makes; 0 if masked.
 
+  Known before any model has run, so that a batch can be added up in pieces.
   Captions without a token under the mask are in no numerator and in no
   denominator.
 
   Args:
-    values: per token; anything, NaN too, where masked.
     mask: True where a token counts.
     how: 'sequence', mean over a caption's tokens, then over captions (GRPO);
       'token', mean over all tokens (DAPO); 'constant', sum over all tokens
@@ -144,16 +141,36 @@ def aggregate(
   Raises:
     ValueError: for an unknown `how`.
   """
-  values = jnp.where(mask, values, 0.0)
-  lengths = jnp.sum(mask, -1)
+  lengths = jnp.sum(mask, -1, keepdims=True)
   captions = jnp.maximum(jnp.sum(lengths > 0), 1)
   if how == 'sequence':
-    return jnp.sum(jnp.sum(values, -1) / jnp.maximum(lengths, 1)) / captions
-  if how == 'token':
-    return jnp.sum(values) / jnp.maximum(jnp.sum(lengths), 1)
-  if how == 'constant':
-    return jnp.sum(values) / (captions * budget)
-  raise ValueError(f'aggregation={how!r} is none of {AGGREGATIONS}')
+    divisor = jnp.maximum(lengths, 1) * captions
+  elif how == 'token':
+    divisor = jnp.maximum(jnp.sum(lengths), 1)
+  elif how == 'constant':
+    divisor = captions * budget
+  else:
+    raise ValueError(f'aggregation={how!r} is none of {AGGREGATIONS}')
+  return jnp.where(mask, 1.0 / divisor, 0.0)
+
+
+def add_up(
+  values: Float[Array, 'B G L'],
+  mask: Bool[Array, 'B G L'],
+  share: Float[Array, 'B G L'],
+) -> Float[Array, '']:
+  """Sum of values times shares; values are anything, NaN too, where masked."""
+  return jnp.sum(jnp.where(mask, values, 0.0) * share)
+
+
+def aggregate(
+  values: Float[Array, 'B G L'],
+  mask: Bool[Array, 'B G L'],
+  how: str,
+  budget: int,
+) -> Float[Array, '']:
+  """One number from the tokens under the mask; see `shares`."""
+  return add_up(values, mask, shares(mask, how, budget))
 
 
 def grpo_loss(
@@ -163,6 +180,8 @@ def grpo_loss(
   adv: Float[Array, 'B G'],
   mask: Bool[Array, 'B G L'],
   options: GRPO,
+  loss_share: Float[Array, 'B G L'] | None = None,
+  mean_share: Float[Array, 'B G L'] | None = None,
 ) -> tuple[Float[Array, ''], dict[str, Array]]:
   """-aggregate(clipped gain - beta KL), to be minimised.
 
@@ -176,6 +195,9 @@ def grpo_loss(
     adv: one advantage per caption.
     mask: tokens that count; all False for a caption left out.
     options: see `GRPO`.
+    loss_share: of each token in the loss, where these are a piece of a batch;
+      None: they are all of it.
+    mean_share: of each token in the metrics that are means.
 
   Returns:
     The loss, and metrics: policy/clip_frac_low|high (fraction of tokens
@@ -192,9 +214,12 @@ def grpo_loss(
   ratio = ratio_of(logp, old_logp, mask)
   adv = jnp.where(mask, jax.lax.stop_gradient(adv)[..., None], 0.0)
   gain = clipped_gain(ratio, adv, options.clip_low, options.clip_high)
-  fraction = lambda x: aggregate(
-    x.astype(jnp.float32), mask, 'token', mask.shape[-1]
-  )
+  budget = mask.shape[-1]
+  if loss_share is None:
+    loss_share = shares(mask, options.aggregation, budget)
+  if mean_share is None:
+    mean_share = shares(mask, 'token', budget)
+  fraction = lambda x: add_up(x.astype(jnp.float32), mask, mean_share)
   metrics = {
     'policy/clip_frac_low': fraction(
       (ratio < 1 - options.clip_low) & (adv < 0)
@@ -212,5 +237,5 @@ def grpo_loss(
     )
     metrics['policy/kl'] = fraction(kl)
     gain = gain - options.beta * kl
-  loss = -aggregate(gain, mask, options.aggregation, mask.shape[-1])
+  loss = -add_up(gain, mask, loss_share)
   return loss, jax.lax.stop_gradient(metrics)

@@ -1,5 +1,6 @@
 """A UMM-1 from the folders that a config names."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,16 @@ from uae_jax.models import connector, metaquery, mmdit, vlm
 from uae_jax.rollout.flow import FlowSchedule
 from uae_jax.rollout.sampler import Sampler
 from uae_jax.train import parts as parts_lib
-from uae_jax.train.parts import CONNECTOR, DECODER, POLICY, Parts, Piece
+from uae_jax.train.parts import (
+  CONNECTOR,
+  DECODER,
+  POLICY,
+  Loader,
+  Parts,
+  Piece,
+)
 from uae_jax.umm.painter import Painter
 from uae_jax.umm.umm1 import UMM1, Tokens
-from uae_jax.zoo import weights
 
 CHOICES = dict(
   rollout=dict(
@@ -25,21 +32,22 @@ CHOICES = dict(
 )
 
 
-def load(config, mesh) -> Parts:
-  """Builds a UMM-1 and loads or draws its weights."""
+def load(config, weights: Loader) -> Parts:
+  """Builds a UMM-1; `weights` loads or draws them."""
   parts_lib.check_choices(config, CHOICES)
   seed, dtype = config.train.seed, config.model.dtype
   kw = dict(remat=config.model.remat)
   policy, processors = policy_model(config, dtype=dtype, **kw)
   drawing, conditioner, painter = painter_models(config, policy, **kw)
-  towers, judges, params = parts_lib.towers(config, mesh)
-  params['policy'] = weights(policy, config.ckpt.policy, mesh, seed=seed)
+  towers, judges, params = parts_lib.towers(config, weights)
+  params['policy'] = weights('policy', policy, config.ckpt.policy, seed)
   folders = {**PARTS, 'connector': 'connector'}
   for i, (name, model) in enumerate(
     {**drawing, 'connector': conditioner}.items(), 1
   ):
     at = config.ckpt.decoder and f'{config.ckpt.decoder}/{folders[name]}'
-    params[name] = weights(model, at, mesh, seed=seed + i)
+    params[name] = weights(name, model, at, seed + i)
+  painter = dataclasses.replace(painter, size=config.memory.drawings)
   tokenizer = tokenize.load_tokenizer(processors)
   template = tokenize.Template.from_tokenizer(
     tokenizer, config.data.prompt, config.data.system
@@ -65,6 +73,7 @@ def load(config, mesh) -> Parts:
     share_noise=r.share_noise,
     weights={name: 1.0 / len(towers) for name in towers},
     chunk=config.model.chunk,
+    size=config.memory.drawings,
   )
   return Parts(
     umm=umm,

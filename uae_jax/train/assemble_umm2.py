@@ -1,5 +1,6 @@
 """A UMM-2 from the folders that a config names."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +16,29 @@ from uae_jax.models import janus, mmdit, vq
 from uae_jax.rollout.flow import FlowSchedule
 from uae_jax.rollout.sampler import Sampler
 from uae_jax.train import parts as parts_lib
-from uae_jax.train.parts import CONNECTOR, DECODER, POLICY, Parts, Piece
+from uae_jax.train.parts import (
+  CONNECTOR,
+  DECODER,
+  POLICY,
+  Loader,
+  Parts,
+  Piece,
+)
 from uae_jax.umm.painter import Painter
 from uae_jax.umm.umm2 import UMM2, Tokens
-from uae_jax.zoo import weights
 
 CHOICES = dict(model=dict(renderer=('vq', 'flow')))
 NEW = 'bundled:umm2/processors'  # of a model from scratch
 
 
-def load(config, mesh) -> Parts:
-  """Builds a UMM-2 and loads or draws its weights."""
+def load(config, weights: Loader) -> Parts:
+  """Builds a UMM-2; `weights` loads or draws them."""
   parts_lib.check_choices(config, CHOICES)
   kw = dict(dtype=config.model.dtype, remat=config.model.remat)
   both, tokenizer_of_images, processors = model(config, **kw)
-  towers, judges, params = parts_lib.towers(config, mesh)
+  towers, judges, params = parts_lib.towers(config, weights)
   seed = config.train.seed
-  params |= weights(both, config.ckpt.policy, mesh, seed=seed)
+  params |= weights('', both, config.ckpt.policy, seed)
   tokenizer = tokenize.load_tokenizer(processors)
   vision, rows = both.module.vision, code_rows(both.module)
   template = JanusTemplate.from_tokenizer(
@@ -45,12 +52,13 @@ def load(config, mesh) -> Parts:
   painter = connector = None
   if config.model.renderer == 'flow':
     drawing, conditioner, painter = detokenizer(config, rows**2)
+    painter = dataclasses.replace(painter, size=config.memory.drawings)
     connector = conditioner.module
     folders = {**PARTS, 'connector': 'connector'}
     parts = {**drawing, 'connector': conditioner}
     for i, (name, one) in enumerate(parts.items(), 1):
       at = config.ckpt.decoder and f'{config.ckpt.decoder}/{folders[name]}'
-      params[name] = weights(one, at, mesh, seed=seed + i)
+      params[name] = weights(name, one, at, seed + i)
     pieces |= {
       DECODER: Piece(drawing['decoder'], ('decoder',)),
       CONNECTOR: Piece(conditioner, ('connector',)),
@@ -102,6 +110,7 @@ def architecture(
     codes=rows**2,
     weights={name: 1.0 / len(towers) for name in towers},
     chunk=config.model.chunk,
+    size=config.memory.drawings,
     **kw,
   )
 

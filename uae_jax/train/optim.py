@@ -4,9 +4,7 @@ import optax
 
 from uae_jax import trees
 from uae_jax.errors import UserError
-
-# Not biases, norms or positions; several of them are stacked matrices.
-DECAYED = (r'.*kernel', r'.*embedding', r'.*words')
+from uae_jax.train.parts import MATRICES
 
 
 def schedule(config) -> optax.Schedule:
@@ -37,7 +35,7 @@ def schedule(config) -> optax.Schedule:
 
 
 def make(config) -> optax.GradientTransformation:
-  """Clip by global norm, then AdamW; only matrices are decayed."""
+  """Clip by global norm, then AdamW; only matrices decay."""
   o = config.optim
   return optax.chain(
     optax.clip_by_global_norm(o.clip_norm),
@@ -47,6 +45,6 @@ def make(config) -> optax.GradientTransformation:
       b2=o.b2,
       eps=o.eps,
       weight_decay=o.weight_decay,
-      mask=lambda params: trees.mask(params, DECAYED),
+      mask=lambda params: trees.mask(params, (MATRICES,)),
     ),
   )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,11 +18,12 @@ from uae_jax.data.scenes import grammar
 from uae_jax.errors import UserError
 from uae_jax.infer.options import FILE
 from uae_jax.rewards.features import Tower
-from uae_jax.zoo import weights
 
 # Where trained weights go, below the export of a run.
 POLICY = 'policy'
 DECODER, CONNECTOR = 'decoder/transformer', 'decoder/connector'
+
+MATRICES = r'.*(kernel|embedding|words)'  # the parameters that are large
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +164,48 @@ def place(name: str) -> str:
   return str(zoo.resolve(name).absolute())
 
 
-def towers(config, mesh) -> tuple[dict, dict, dict[str, Any]]:
+@dataclasses.dataclass(frozen=True)
+class Loader:
+  """Loads the weights of a run, each in the dtype that it needs.
+
+  What is trained is kept in float32, and so is everything that is no matrix;
+  frozen matrices are as `model.frozen_dtype` says.
+
+  Attributes:
+    config: of the run.
+    mesh: where weights go.
+    read: `zoo.weights`, or `zoo.structs` for their shapes alone.
+  """
+
+  config: Any
+  mesh: Any
+  read: Callable[..., Any] = zoo.weights
+
+  def __call__(
+    self, part: str, model: zoo.Model, folder: str | Path, seed: int = 0
+  ) -> Any:
+    """Parameters of `part` ('' where their paths start with parts)."""
+    frozen = np.dtype(self.config.model.frozen_dtype)
+
+    def dtype(path: str):
+      matrix = re.fullmatch(MATRICES, path)
+      kept = not matrix or self.trains(f'{part}/{path}' if part else path)
+      return np.dtype(np.float32) if kept else frozen
+
+    return self.read(model, folder, self.mesh, seed=seed, dtype=dtype)
+
+  def trains(self, path: str) -> bool:
+    """Is the parameter one that the optimizer changes?"""
+    if self.config.stage == 'pretrain':
+      patterns = self.config.pretrain.trainable
+    elif self.config.lora.rank:
+      patterns = ()
+    else:
+      patterns = [f'policy/({p})' for p in self.config.train.trainable]
+    return any(re.fullmatch(p, path) for p in patterns)
+
+
+def towers(config, load: Loader) -> tuple[dict, dict, dict[str, Any]]:
   """Reward towers and judges by name, and the weights of both."""
   found, params = {}, {}
   for kind, folders in (
@@ -173,7 +216,7 @@ def towers(config, mesh) -> tuple[dict, dict, dict[str, Any]]:
     for folder in filter(None, folders.split(',')):
       name = Path(folder.split(':')[-1]).name
       model, found[kind][name] = tower_from_folder(zoo.resolve(folder))
-      params[kind][name] = weights(model, folder, mesh)
+      params[kind][name] = load(f'{kind}/{name}', model, folder)
   return found['reward'], found['judges'], params
 
 

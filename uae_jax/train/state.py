@@ -1,6 +1,7 @@
 """Building a TrainState: split the weights, add the optimizer's moments."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from uae_jax import trees
+from uae_jax.train.parts import MATRICES
 from uae_jax.types import TrainState
 
 
@@ -19,18 +21,76 @@ def create(
   optimizer: optax.GradientTransformation,
   mesh: Mesh,
 ) -> TrainState:
-  """Step 0; the optimizer's moments lie where their parameters lie."""
+  """Step 0; the optimizer's moments lie where their parameters lie.
+
+  Of shapes alone (`zoo.structs`) it is the shapes of step 0.
+  """
   everywhere = NamedSharding(mesh, P())
+  shapes = jax.eval_shape(optimizer.init, params)
   shardings = optax.tree_map_params(
     optimizer,
     lambda _, sharding: sharding,
-    jax.eval_shape(optimizer.init, params),
+    shapes,
     jax.tree.map(lambda x: x.sharding, params),
     transform_non_params=lambda _: everywhere,
   )
-  opt_state = jax.jit(optimizer.init, out_shardings=shardings)(params)
-  zero = lambda: jax.device_put(jnp.int32(0), everywhere)
+  if is_abstract(params):
+    opt_state = jax.tree.map(placed, shapes, shardings)
+    zero = lambda: jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+  else:
+    opt_state = jax.jit(optimizer.init, out_shardings=shardings)(params)
+    zero = lambda: jax.device_put(jnp.int32(0), everywhere)
   return TrainState(zero(), params, opt_state, zero(), dict(frozen))
+
+
+def is_abstract(tree: Any) -> bool:
+  """Are these shapes and no arrays?"""
+  return isinstance(jax.tree.leaves(tree)[0], jax.ShapeDtypeStruct)
+
+
+def placed(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+  """The shape of `x` under a sharding."""
+  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+
+def reference_of(params: Any, dtype: Any) -> Any:
+  """A copy of what will be trained, its matrices in `dtype`."""
+
+  def one(path, x):
+    kind = dtype if re.fullmatch(MATRICES, path) else x.dtype
+    if is_abstract(x):
+      return jax.ShapeDtypeStruct(x.shape, kind, sharding=x.sharding)
+    return jnp.array(x, kind, copy=True)
+
+  return trees.map_with_path(one, params)
+
+
+def gatherer(
+  policy: Any, patterns: Sequence[str], dtype: Any
+) -> Callable[[Any], Any]:
+  """What makes the copy of a policy that rollouts read.
+
+  Sampling runs the decoder once per token. Where its matrices are spread over
+  the data axis they would travel for every token; so they are put together
+  once per rollout, in the dtype of the activations, and only the model axis
+  still splits them.
+
+  Args:
+    policy: placed parameters (arrays or shapes).
+    patterns: regexes of the parameters that are read for every token.
+    dtype: of the activations.
+  """
+  chosen = trees.flatten(trees.mask(policy, patterns))
+  homes = {path: x.sharding for path, x in trees.flatten(policy).items()}
+
+  def gather(path, x):
+    if not chosen[path] or not re.fullmatch(MATRICES, path):
+      return x
+    spec = [None if a == 'data' else a for a in homes[path].spec]
+    home = NamedSharding(homes[path].mesh, P(*spec))
+    return jax.lax.with_sharding_constraint(x.astype(dtype), home)
+
+  return lambda policy: trees.map_with_path(gather, policy)
 
 
 def split_policy(policy: Any, trainable: Sequence[str]) -> tuple[Any, Any]:

@@ -6,6 +6,7 @@ the host inside it.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -18,8 +19,11 @@ from uae_jax import trees
 from uae_jax.nn.lora import LoRA
 from uae_jax.rewards.reconstruction import finite_groups
 from uae_jax.rl import advantage, grpo
+from uae_jax.sharding import chunks
 from uae_jax.types import Batch, Metrics, Rollout, TrainState
 from uae_jax.umm.base import reference
+
+LARGEST = ('ratio_max', 'ratio_gap')  # metrics of which pieces give the most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +42,10 @@ class StepOptions:
     caption_weight: of the captions' objective; 0 leaves it out.
     image_weight: of the codes' objective, lambda; 0 leaves it out.
     lora: adapters that are trained in the policy's stead.
+    rollout_size: images of a data shard in one rollout; 0 is all. A step
+      works through them in pieces, and the loss is that of all together.
+    update_size: the same of scoring and of the gradient.
+    gathered: policy -> the copy that rollouts read, see `train.gather`.
   """
 
   group: int
@@ -51,6 +59,9 @@ class StepOptions:
   caption_weight: float = 1.0
   image_weight: float = 0.0
   lora: LoRA | None = None
+  rollout_size: int = 0
+  update_size: int = 0
+  gathered: Callable[[Any], Any] = lambda policy: policy
 
   def policy(self, state: TrainState, params: Any = None) -> Any:
     """The whole policy of a state, or with other trained parameters."""
@@ -75,12 +86,27 @@ class Half:
     sampled: False where padded.
     mask: tokens that count in the loss.
     ref: log-probability under the reference, where there is a KL.
+    loss_share: of each token in the loss, once it is known what is averaged.
+    mean_share: in means over the tokens of `mask`.
+    drawn_share: in means over those of `sampled`.
   """
 
   logp: Float[Array, 'B G L']
   sampled: Bool[Array, 'B G L']
   mask: Bool[Array, 'B G L']
   ref: Float[Array, 'B G L'] | None = None
+  loss_share: Float[Array, 'B G L'] | None = None
+  mean_share: Float[Array, 'B G L'] | None = None
+  drawn_share: Float[Array, 'B G L'] | None = None
+
+  def shared_out(self, aggregation: str) -> 'Half':
+    """With the share that each token has in this half as it is."""
+    budget = self.mask.shape[-1]
+    return self.replace(
+      loss_share=grpo.shares(self.mask, aggregation, budget),
+      mean_share=grpo.shares(self.mask, 'token', budget),
+      drawn_share=grpo.shares(self.sampled, 'token', budget),
+    )
 
 
 def train_step(
@@ -108,12 +134,30 @@ def train_step(
     counted in `state.skipped`.
   """
   draw_rng, order_rng = jax.random.split(rng)
-  policy = options.policy(state)
-  rollout = umm.rollout(policy, state.frozen, batch, draw_rng, options.group)
+  rollout = roll_out(state, batch, draw_rng, umm=umm, options=options)
   return learn(
     state, batch, jax.lax.stop_gradient(rollout), order_rng,
     umm=umm, optimizer=optimizer, options=options,
   )  # fmt: skip
+
+
+def roll_out(
+  state: TrainState,
+  batch: Batch,
+  rng: Key[Array, ''],
+  *,
+  umm: Any,
+  options: StepOptions,
+) -> Rollout:
+  """The first half of a step: images to captions, drawings and rewards."""
+  policy = options.gathered(options.policy(state))
+
+  def piece(i, batch):
+    key = rng if one else jax.random.fold_in(rng, i)
+    return umm.rollout(policy, state.frozen, batch, key, options.group)
+
+  one = chunks.pieces(len(batch.image), options.rollout_size) == 1
+  return chunks.map_pieces(piece, options.rollout_size, batch)
 
 
 def learn(
@@ -149,7 +193,12 @@ def learn(
   for name, half in halves.items():
     if options.term(name)[1].beta:
       start = reference(state.frozen, policy)
-      halves[name] = half.replace(ref=score(name, start, data)[0])
+      ref = chunks.map_pieces(
+        lambda _, data, name=name: score(name, start, data)[0],
+        options.update_size,
+        data,
+      )
+      halves[name] = half.replace(ref=ref)
 
   state, updates = _updates(
     state, data | dict(halves=halves), rng, score, optimizer, options
@@ -184,39 +233,75 @@ def _updates(state, data, rng, score, optimizer, options):
     order = [jax.random.permutation(k, images) for k in keys]
   order = jnp.stack(order).reshape(options.inner_epochs * parts, -1)
 
+  def loss_of_piece(params, part):
+    policy = options.policy(state, params)
+    total, metrics = 0.0, {}
+    for name, half in part['halves'].items():
+      weight, loss_options = options.term(name)
+      logp, entropy = score(name, policy, part)
+      loss, found = grpo.grpo_loss(
+        logp, half.logp, half.ref, part['adv'], half.mask, loss_options,
+        half.loss_share, half.mean_share,
+      )  # fmt: skip
+      found['policy/entropy'] = grpo.add_up(
+        entropy, half.sampled, half.drawn_share
+      )
+      total = total + weight * loss
+      metrics |= {f'{name}/{k.split("/")[1]}': v for k, v in found.items()}
+    return total, metrics
+
   def update(state, index):
     part = data
     if parts > 1:
       part = jax.tree.map(lambda x: x[index], data)
-
-    def loss_fn(params):
-      policy = options.policy(state, params)
-      total, metrics = 0.0, {}
-      for name, half in part['halves'].items():
-        weight, loss_options = options.term(name)
-        logp, entropy = score(name, policy, part)
-        loss, found = grpo.grpo_loss(
-          logp, half.logp, half.ref, part['adv'], half.mask, loss_options
-        )
-        found['policy/entropy'] = grpo.aggregate(
-          entropy, half.sampled, 'token', 1
-        )
-        total = total + weight * loss
-        metrics |= {f'{name}/{k.split("/")[1]}': v for k, v in found.items()}
-      return total, metrics
-
-    return apply_gradient(state, loss_fn, optimizer)
+    part = part | dict(
+      halves={
+        name: half.shared_out(options.term(name)[1].aggregation)
+        for name, half in part['halves'].items()
+      }
+    )
+    return apply_gradient(
+      state, loss_of_piece, optimizer, part, options.update_size
+    )
 
   return jax.lax.scan(update, state, order)
 
 
 def apply_gradient(
-  state: TrainState, loss_fn, optimizer: optax.GradientTransformation
+  state: TrainState,
+  loss_fn: Callable[..., tuple[Array, Metrics]],
+  optimizer: optax.GradientTransformation,
+  batch: Any,
+  size: int = 0,
 ) -> tuple[TrainState, Metrics]:
-  """One optimizer update of `state.params`, skipped when not finite."""
-  (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-    state.params
-  )
+  """One optimizer update of `state.params`, skipped when not finite.
+
+  Args:
+    state: before.
+    loss_fn: (params, batch) -> (loss, metrics); of pieces of the batch where
+      there are several, and then losses and metrics add up to those of all,
+      but for metrics of `LARGEST`.
+    optimizer: over the parameters.
+    batch: tree of arrays [B ...].
+    size: rows of a data shard in one piece; 0 is all.
+  """
+  slope = jax.value_and_grad(loss_fn, has_aux=True)
+  n = chunks.pieces(len(jax.tree.leaves(batch)[0]), size)
+  if n == 1:
+    (loss, metrics), grads = slope(state.params, batch)
+  else:
+
+    def add(total, piece):
+      (loss, found), grads = slope(state.params, piece)
+      total = jax.tree.map(jnp.add, total, (loss, grads))
+      return total, found
+
+    zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, state.params))
+    (loss, grads), found = jax.lax.scan(add, zero, chunks.split(batch, n))
+    metrics = {
+      k: jnp.max(v) if k.endswith(LARGEST) else jnp.sum(v)
+      for k, v in found.items()
+    }
   norm = optax.global_norm(grads)
   ok = jnp.isfinite(loss) & jnp.isfinite(norm)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -243,7 +328,10 @@ def supervised_step(
 ) -> tuple[TrainState, Metrics]:
   """One gradient step on `loss_fn(params, frozen, batch, rng)`."""
   state, metrics = apply_gradient(
-    state, lambda p: loss_fn(p, state.frozen, batch, rng), optimizer
+    state,
+    lambda params, batch: loss_fn(params, state.frozen, batch, rng),
+    optimizer,
+    batch,
   )
   metrics['optim/skipped'] = state.skipped  # in a row
   return state.replace(step=state.step + 1), metrics

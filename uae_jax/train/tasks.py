@@ -29,8 +29,15 @@ from uae_jax.train import (
   pretrain,
   towers,
 )
-from uae_jax.train.parts import Parts
-from uae_jax.train.state import create, split_policy
+from uae_jax.train.parts import Loader, Parts
+from uae_jax.train.state import (
+  create,
+  gatherer,
+  is_abstract,
+  placed,
+  reference_of,
+  split_policy,
+)
 from uae_jax.train.step import StepOptions, supervised_step, train_step
 from uae_jax.types import TrainState
 from uae_jax.zoo import weights
@@ -73,7 +80,7 @@ def build(config, mesh) -> Task:
     raise UserError(f'config: {e}') from None
 
 
-def load(config, mesh) -> Parts:
+def load(config, weights: Loader) -> Parts:
   """The architecture that `config.model.umm` names.
 
   Raises:
@@ -82,14 +89,12 @@ def load(config, mesh) -> Parts:
   known = dict(umm1=assemble_umm1, umm2=assemble_umm2)
   if config.model.umm not in known:
     raise UserError(f'model.umm={config.model.umm!r} is none of {[*known]}')
-  return known[config.model.umm].load(config, mesh)
+  return known[config.model.umm].load(config, weights)
 
 
 def _encoder(config, mesh) -> Task:
-  parts = load(config, mesh)
-  options = step_options(config)
-  params, frozen = _trained(config, parts, options.lora)
-  optimizer = optim.make(config)
+  parts = load(config, Loader(config, mesh))
+  options, optimizer, state = encoder(config, parts, mesh)
 
   def export(state, folder):
     if options.lora is not None and config.lora.export == 'adapter':
@@ -103,7 +108,7 @@ def _encoder(config, mesh) -> Task:
     parts.write_options(folder)
 
   return Task(
-    state=create(params, frozen, optimizer, mesh),
+    state=state,
     step=functools.partial(
       train_step, umm=parts.umm, optimizer=optimizer, options=options
     ),
@@ -117,20 +122,37 @@ def _encoder(config, mesh) -> Task:
   )  # fmt: skip
 
 
+def encoder(config, parts: Parts, mesh) -> tuple[StepOptions, Any, TrainState]:
+  """(options, optimizer, step 0) of Unified-GRPO; shapes where parts are."""
+  options = step_options(config)
+  options = dataclasses.replace(
+    options,
+    gathered=gatherer(
+      parts.params['policy'], parts.umm.vlm.DECODES, config.model.dtype
+    ),
+  )
+  params, frozen = _trained(config, parts, options.lora)
+  optimizer = optim.make(config)
+  return options, optimizer, create(params, frozen, optimizer, mesh)
+
+
 def _trained(config, parts, lora) -> tuple[Any, dict[str, Any]]:
   """(what is trained, what is frozen); the reference where it is needed."""
   policy = parts.params['policy']
   if lora is not None:  # adapters off is the reference
-    tree = lora.init(
+    init = lambda: lora.init(
       jax.random.key(config.train.seed), policy, parts.policy_rows
     )
     home = jax.tree.map(lambda x: x.sharding, policy)
-    params = jax.device_put(tree, lora_lib.shardings(tree, policy, home))
-    return params, parts.params
+    tree = jax.eval_shape(init)
+    homes = lora_lib.shardings(tree, policy, home)
+    if is_abstract(policy):
+      return jax.tree.map(placed, tree, homes), parts.params
+    return jax.device_put(init(), homes), parts.params
   params, rest = split_policy(policy, config.train.trainable)
   frozen = {**parts.params, 'policy': rest}
   if _needs_reference(config):
-    frozen['reference'] = jax.tree.map(jnp.copy, params)
+    frozen['reference'] = reference_of(params, config.model.frozen_dtype)
   return params, frozen
 
 
@@ -187,6 +209,8 @@ def step_options(config) -> StepOptions:
     mask_truncated=g.mask_truncated,
     loss=loss,
     lora=_lora(config),
+    rollout_size=config.memory.rollout_images,
+    update_size=config.memory.update_images,
     **halves,
   )
 
@@ -202,7 +226,7 @@ def _lora(config) -> LoRA | None:
 
 
 def _pretrain(config, mesh) -> Task:
-  parts = load(config, mesh)
+  parts = load(config, Loader(config, mesh))
   p = config.pretrain
   if p.fresh:  # these leaves start from scratch
     drawn = weights(parts.policy, '', mesh, seed=config.train.seed)

@@ -10,7 +10,9 @@ from typing import Any
 from uae_jax.errors import UserError
 
 # Keys that change nothing in what is learnt.
-FREE = ('log.', 'ckpt.every', 'ckpt.keep', 'eval.gallery', 'mesh.')
+FREE = (
+  'log.', 'ckpt.every', 'ckpt.keep', 'eval.gallery', 'mesh.', 'memory.',
+)  # fmt: skip
 
 
 def flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 A UMM is a frozen dataclass with fields `vlm` (a captioner of `models.vlm`),
 `tokens` (with `eos` and `pad`), `sampler`, `length`, `towers`, `judges`,
-`weights` and `chunk` (tokens whose logits exist at once when they are scored;
-0 is all); it adds `draw` and `draw_from_text`. The rest of the loop is here.
+`weights`, `chunk` (tokens whose logits exist at once when they are scored; 0
+is all) and `size` (drawings of a data shard that are rendered or looked at at
+once; 0 is all); it adds `draw` and `draw_from_text`. The rest of the loop is
+here.
 """
 
 from collections.abc import Mapping
@@ -18,6 +20,7 @@ from uae_jax.nn.stack import by_chunks
 from uae_jax.rewards import reconstruction
 from uae_jax.rewards.features import Tower
 from uae_jax.rollout import caption
+from uae_jax.sharding import chunks
 from uae_jax.types import Batch, Captions, Prefix, Rollout
 
 Params = Mapping[str, Any]
@@ -71,7 +74,11 @@ class UMM:
     out = {}
     for name, tower in towers.items():
       ours = tower.embed(params[name], source)
-      theirs = tower.embed(params[name], flat).reshape(b, g, -1)
+      theirs = chunks.map_pieces(
+        lambda _, x, name=name, tower=tower: tower.embed(params[name], x),
+        self.size,
+        flat,
+      ).reshape(b, g, -1)
       out[name] = reconstruction.similarity(ours, theirs)
     return out
 

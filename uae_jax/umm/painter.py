@@ -19,6 +19,7 @@ from uae_jax.models.mmdit import MMDiT
 from uae_jax.models.vae import VAE
 from uae_jax.rollout.flow import FlowSchedule
 from uae_jax.rollout.paint import paint
+from uae_jax.sharding import chunks
 
 Params = Mapping[str, Any]  # `decoder` and, where there is one, `vae`
 # context [N L E], pooled [N F], mask [N L]; grid [N h w G] is laid beside x
@@ -37,6 +38,7 @@ class Painter:
     guidance: classifier-free guidance; 1 is off and costs one pass a step.
     vae: None where the flow is over pixels.
     dtype: the decoder and the VAE compute in it.
+    size: drawings of a data shard at once; 0 is all.
   """
 
   decoder: MMDiT | Flux
@@ -46,6 +48,7 @@ class Painter:
   guidance: float = 1.0
   vae: VAE | None = None
   dtype: str = 'float32'
+  size: int = 0
 
   @property
   def shape(self) -> tuple[int, int, int]:
@@ -104,7 +107,8 @@ class Painter:
     unconditional: Conditioning | None = None,
   ) -> Float[Array, 'N R Q 3']:
     """Draws N images; `unconditional` is needed where guidance is on."""
-    with jax.named_scope('draw'):
+
+    def piece(_, noise, cond, unconditional):
       x = paint(
         lambda x, t, c: self.velocity(params, x, t, c),
         noise.astype(self.dtype),
@@ -114,3 +118,6 @@ class Painter:
         unconditional=unconditional,
       )
       return self.decode(params, x)
+
+    with jax.named_scope('draw'):
+      return chunks.map_pieces(piece, self.size, noise, cond, unconditional)

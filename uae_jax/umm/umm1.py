@@ -58,6 +58,7 @@ class UMM1(UMM):
     share_noise: the G drawings of one image start from the same noise.
     weights: reward weight by tower name.
     chunk: tokens whose logits exist at once when they are scored; 0 is all.
+    size: drawings of a data shard that exist at once; 0 is all.
   """
 
   vlm: VLM
@@ -73,6 +74,7 @@ class UMM1(UMM):
   share_noise: bool
   weights: Mapping[str, float]
   chunk: int = 0
+  size: int = 0
 
   def __post_init__(self):
     if self.bottleneck == 'hidden' and isinstance(

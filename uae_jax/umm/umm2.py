@@ -20,6 +20,7 @@ from uae_jax.nn.stack import by_chunks
 from uae_jax.rewards.features import Tower
 from uae_jax.rollout import caption, image_tokens
 from uae_jax.rollout.sampler import Sampler
+from uae_jax.sharding import chunks
 from uae_jax.types import Batch, Captions, Codes, Prefix, Prompt, Rollout
 from uae_jax.umm.base import UMM, Params
 from uae_jax.umm.painter import Painter
@@ -64,6 +65,7 @@ class UMM2(UMM):
     painter: of a flow-matching detokenizer; None: the VQ decoder renders.
     connector: from codes to its conditioning.
     chunk: tokens whose logits exist at once when they are scored; 0 is all.
+    size: drawings of a data shard that exist at once; 0 is all.
   """
 
   vlm: Janus
@@ -81,6 +83,7 @@ class UMM2(UMM):
   painter: Painter | None = None
   connector: CodeConnector | None = None
   chunk: int = 0
+  size: int = 0
 
   def prompt_ids(self, captions: Captions) -> tuple[Array, Array]:
     """Captions in the text-to-image template: ids and mask [B G S]."""
@@ -171,11 +174,11 @@ class UMM2(UMM):
     if self.painter is not None:
       images = self.paint(frozen, codes.reshape(b * g, n), rng)
       return images.reshape(b, g, *images.shape[1:])
+    pixels = lambda _, codes: self.vq.apply(
+      {'params': frozen['vq']}, codes, self.rows, method='decode'
+    )
     with jax.named_scope('render'):
-      x = self.vq.apply(
-        {'params': frozen['vq']}, codes.reshape(b * g, n), self.rows,
-        method='decode',
-      )  # fmt: skip
+      x = chunks.map_pieces(pixels, self.size, codes.reshape(b * g, n))
     x = jnp.clip(x.astype(jnp.float32) * 0.5 + 0.5, 0.0, 1.0)
     return x.reshape(b, g, *x.shape[1:])
 

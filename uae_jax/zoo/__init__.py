@@ -33,7 +33,7 @@ from uae_jax.zoo.decoders import (
   query_conditioner,
 )
 from uae_jax.zoo.janus import janus, janus_from_folder
-from uae_jax.zoo.model import ASSETS, Model, resolve, weights
+from uae_jax.zoo.model import ASSETS, Model, resolve, structs, weights
 from uae_jax.zoo.policies import policy, policy_from_folder
 from uae_jax.zoo.towers import (
   TOWERS,
@@ -52,7 +52,7 @@ __all__ = [
   'flux_decoder', 'from_folder', 'image_clip', 'janus',
   'janus_from_folder', 'long_prompt', 'policy',
   'policy_from_folder', 'prompt_tower', 'query_conditioner',
-  'resolve', 'siglip_tower', 'tower', 'tower_from_folder', 'weights',
+  'resolve', 'siglip_tower', 'structs', 'tower', 'tower_from_folder', 'weights',
 ]  # fmt: skip
 
 # What config.json calls a model -> (fields of a config.json, model of them).

@@ -1,6 +1,7 @@
 """What the zoo knows of one model, and where its folder is."""
 
 import dataclasses
+import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from uae_jax import trees
 from uae_jax.ckpt import hf
 from uae_jax.errors import UserError
 from uae_jax.sharding import rules as rules_lib
@@ -114,11 +116,46 @@ def weights(
   mesh: Mesh,
   *,
   seed: int = 0,
-  dtype=np.float32,
+  dtype: Any = np.float32,
 ) -> Any:
-  """Placed parameters: from a hub folder, or random where `folder` is ''."""
+  """Placed parameters: from a hub folder, or random where `folder` is ''.
+
+  Args:
+    model: whose parameters.
+    folder: of the hub's layout.
+    mesh: where they go.
+    seed: of random ones.
+    dtype: of all, or a function of the path.
+  """
   shardings = rules_lib.shardings(model.shapes(), model.rules, mesh)
-  if not folder:
-    init = jax.jit(model.init, out_shardings=shardings)
-    return init(jax.random.key(seed))
-  return model.load(resolve(folder), dtype, shardings)
+  if folder:
+    return model.load(resolve(folder), dtype, shardings)
+  init = jax.jit(
+    lambda key: _cast(model.init(key), dtype), out_shardings=shardings
+  )
+  return init(jax.random.key(seed))
+
+
+def structs(
+  model: Model,
+  folder: str | Path,
+  mesh: Mesh,
+  *,
+  seed: int = 0,
+  dtype: Any = np.float32,
+) -> Any:
+  """`weights` as shapes with their shardings: nothing is read or made."""
+  del folder, seed
+  shapes = jax.eval_shape(lambda: _cast(model.init(jax.random.key(0)), dtype))
+  return jax.tree.map(
+    lambda x, sharding: jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=sharding
+    ),
+    shapes,
+    rules_lib.shardings(shapes, model.rules, mesh),
+  )
+
+
+def _cast(params: Any, dtype: Any) -> Any:
+  of = dtype if inspect.isfunction(dtype) else lambda _: dtype
+  return trees.map_with_path(lambda path, x: x.astype(of(path)), params)
