@@ -4,11 +4,25 @@ The embedded default needs no download: tiny Qwen2.5-VL, connector, tiny SD3
 MM-DiT and tiny CLIP towers, bundled, on drawn scenes. `:blind` starts from a
 captioner that cannot tell shapes apart: what a reward that hardly sees them
 makes of it.
+
+`:qwen3b-sd35m`, `:qwen3b-sd35l` (the sizes of UAE's release) and `:uniworld`
+train real models on photographs. They read what `hf download` has put into
+the hub's cache and folders of your own: `ckpt.decoder` has `transformer`,
+`vae`, `scheduler` and `connector`, as `tools.compose` writes it.
+`tools.plan` says what fits where.
 """
 
 from ml_collections import ConfigDict
 
-VARIANTS = ('', 'blind')
+# Captioner, folder of the decoder, what differs.
+REAL = {
+  'qwen3b-sd35m': ('Qwen/Qwen2.5-VL-3B-Instruct', 'models/qwen3b-sd35m', {}),
+  'qwen3b-sd35l': ('models/uae/policy', 'models/uae/decoder', {}),
+  'uniworld': (
+    'models/uniworld/policy', 'models/uniworld/decoder', dict(guidance=3.5),
+  ),
+}  # fmt: skip
+VARIANTS = ('', 'blind', *REAL)
 
 
 def get_config(variant: str = '') -> ConfigDict:
@@ -82,13 +96,22 @@ def get_config(variant: str = '') -> ConfigDict:
   c.model = ConfigDict()
   c.model.umm = 'umm1'  # umm1 | umm2
   c.model.dtype = 'float32'  # activations
+  c.model.frozen_dtype = 'float32'  # matrices that are not trained
   c.model.chunk = 0  # tokens whose logits exist at once when scored; 0: all
   c.model.remat = 'none'  # none | dots | full
   c.model.variant = 'tiny'  # built where a ckpt.* folder is ''
   c.model.connector = 'mlp'  # mlp | queries (MetaQuery), where it is built
 
+  # How much a step works on at once; 0 is everything. The loss is the same.
+  c.memory = ConfigDict()
+  c.memory.rollout_images = 0  # images of a data shard in one rollout
+  c.memory.drawings = 0  # drawings of a data shard
+  c.memory.update_images = 0  # images of a data shard in one gradient
+
   c.ckpt = ConfigDict()
-  c.ckpt.policy = f'bundled:umm1/{variant or "policy"}'
+  c.ckpt.policy = 'bundled:umm1/policy'
+  if variant == 'blind':
+    c.ckpt.policy = 'bundled:umm1/blind'
   c.ckpt.decoder = 'bundled:umm1/decoder'
   c.ckpt.reward = 'bundled:umm1/reward'
   # Held-out towers, never a reward; comma separated.
@@ -109,4 +132,34 @@ def get_config(variant: str = '') -> ConfigDict:
   c.mesh = ConfigDict()
   c.mesh.data = -1  # -1: all devices left over by mesh.model
   c.mesh.model = 1
+  if variant in REAL:
+    real_size(c, *REAL[variant])
   return c
+
+
+def real_size(c: ConfigDict, policy: str, decoder: str, rollout: dict) -> None:
+  """What differs for real models; not tuned here."""
+  c.train.steps = 1000
+  c.train.images = 64
+  c.train.lr = 1e-6
+  c.grpo.beta = 0.01
+  c.rollout.length = 256
+  c.rollout.draw_steps = 10
+  c.rollout.shift = 0.0
+  c.rollout.guidance = 4.5
+  c.rollout.update(rollout)
+  c.data.source = 'images:data/train'
+  c.data.heldout = 'images:data/heldout'
+  c.data.prompt = 'Describe this image in detail.'
+  c.data.system = 'You are a helpful assistant.'
+  c.data.side = 512
+  c.data.max_pixels = 448 * 448
+  c.model.dtype = c.model.frozen_dtype = 'bfloat16'
+  c.model.remat = 'full'
+  c.model.chunk = 64
+  c.memory.drawings = 2
+  c.memory.update_images = 1
+  c.ckpt.policy, c.ckpt.decoder = policy, decoder
+  c.ckpt.reward = 'openai/clip-vit-large-patch14'
+  c.ckpt.judges = 'facebook/dinov2-large'
+  c.ckpt.every = c.eval.every = 100

@@ -42,6 +42,7 @@ ARROWS = {
     'zoo', 'umm', 'eval', 'infer',
   },
   'main': LOW | {'sharding', 'train'},
+  'plan': LOW | {'sharding', 'models', 'ckpt', 'zoo', 'train'},
   'infer': LOW
   | {
     'sharding', 'models', 'data', 'rollout', 'rewards', 'ckpt', 'zoo', 'umm',
@@ -50,7 +51,7 @@ ARROWS = {
   'tools': LOW
   | {
     'sharding', 'nn', 'data', 'rewards', 'ckpt', 'zoo', 'umm', 'infer', 'eval',
-    'train',
+    'train', 'plan',
   },
 }  # fmt: skip
 
@@ -209,7 +210,7 @@ def test_the_arrows_have_no_circle():
 
 
 CONFIGS = {
-  'umm1': ['', 'blind'],
+  'umm1': ['', 'blind', 'qwen3b-sd35m', 'qwen3b-sd35l', 'uniworld'],
   'umm2': ['', 'caption', 'image', 'flow', 'janus-pro-1b', 'janus-pro-7b'],
   'coldstart': [
     'reward', 'judge_clip', 'judge_views', 'policy', 'decoder', 'one_step',

@@ -1,7 +1,8 @@
 """`python -m uae_jax.main --config=configs/umm1.py [--workdir=DIR]`.
 
-Trains what the config says. Running the same command again resumes. Exit
-code 0 when done, 2 with one line when the user can fix it.
+Trains what the config says. Running the same command again resumes. On
+several hosts all run the same command. Exit code 0 when done, 2 with one line
+when the user can fix it, 3 when another host of the run is gone.
 """
 
 import re
@@ -20,6 +21,15 @@ CONFIG = config_flags.DEFINE_config_file(
 WORKDIR = flags.DEFINE_string(
   'workdir', None, "The run's folder; default runs/<config name>."
 )
+DISTRIBUTED = flags.DEFINE_enum(
+  'distributed', 'auto', ['auto', 'on', 'off'],
+  'Whether this is one of several processes; auto asks the environment.',
+)  # fmt: skip
+COORDINATOR = flags.DEFINE_string(
+  'coordinator', None, 'HOST:PORT of process 0, where auto cannot know it.'
+)
+PROCESSES = flags.DEFINE_integer('processes', None, 'How many there are.')
+PROCESS = flags.DEFINE_integer('process', None, 'Which one this is, from 0.')
 
 
 def default_workdir(config_file: str) -> str:
@@ -40,9 +50,12 @@ def main(argv: list[str]) -> int:
     raise UserError(f'config file {path} does not exist')
   workdir = Path(WORKDIR.value or default_workdir(config_file)).expanduser()
 
-  from uae_jax.sharding import mesh
+  from uae_jax.sharding import hosts, mesh
   from uae_jax.train import loop
 
+  hosts.join(
+    DISTRIBUTED.value, COORDINATOR.value, PROCESSES.value, PROCESS.value
+  )
   mesh.use_compilation_cache()
   return loop.run(CONFIG.value, workdir)
 

@@ -240,6 +240,30 @@ class PairExample:
     return dict(image=image, full_ids=ids, full_mask=mask)
 
 
+@dataclasses.dataclass(frozen=True)
+class Share:
+  """One process's rows of each batch: a block of `size` rows.
+
+  Attributes:
+    rows: of all processes, in order.
+    size: rows of a batch that are this process's.
+    index: of the process.
+    count: processes.
+  """
+
+  rows: grain.MapDataset
+  size: int
+  index: int
+  count: int
+
+  def __len__(self) -> int:
+    return len(self.rows) // (self.size * self.count) * self.size
+
+  def __getitem__(self, i: int) -> Example:
+    batch, row = divmod(int(i), self.size)
+    return self.rows[(batch * self.count + self.index) * self.size + row]
+
+
 def make_loader(
   source: Source,
   example: MakeExample | PairExample,
@@ -251,7 +275,10 @@ def make_loader(
   threads: int = 2,
   shuffle: bool = True,
 ) -> grain.DatasetIterator:
-  """Endless shuffled batches, different in every process.
+  """Endless shuffled batches; every process reads its share of each.
+
+  Put side by side, the shares of all processes are the batch that one process
+  alone would read, so a place in the order means the same to any number.
 
   Epochs follow each other without a gap, each in its own order, so a source
   may be smaller than a batch. A record's randomness (noisy captions) depends
@@ -262,7 +289,7 @@ def make_loader(
     example: turns a record into a row.
     batch: rows per process.
     seed: of order and captions.
-    process_index: reads every `process_count`-th record, from this one.
+    process_index: which share of a batch is read.
     process_count: processes in all.
     threads: that prepare batches ahead.
     shuffle: off keeps the source's order.
@@ -272,7 +299,10 @@ def make_loader(
   """
   rows = grain.MapDataset.source(source).seed(seed)
   rows = (rows.shuffle() if shuffle else rows).repeat().random_map(example)
-  batches = rows[process_index::process_count].batch(batch)
+  if process_count > 1:
+    share = Share(rows, batch, process_index, process_count)
+    rows = grain.MapDataset.source(share)
+  batches = rows.batch(batch)
   options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4)
   return iter(batches.to_iter_dataset(options))
 
@@ -284,22 +314,19 @@ def take(
   n: int,
   batch: int,
   seed: int = 0,
-  process_index: int = 0,
-  process_count: int = 1,
 ) -> Iterator[tuple[Example, np.ndarray]]:
   """The first n records in order, once, in batches of one size.
 
-  Every process yields the same number of batches. Rows that fill the last
-  batch, or stand for a corrupt file, are marked and must not be counted.
+  Rows that fill the last batch, or stand for a corrupt file, are marked and
+  must not be counted.
 
   Yields:
     A batch, and bool [batch]: which rows are real.
   """
   n = min(n, len(source))
-  for start in range(0, n, batch * process_count):
-    at = start + process_index + process_count * np.arange(batch)
+  for start in range(0, n, batch):
     rows, real = [], []
-    for i in at.tolist():
+    for i in range(start, start + batch):
       record = source.read(i) if i < n else None
       real.append(record is not None)
       rng = np.random.default_rng((seed, i))

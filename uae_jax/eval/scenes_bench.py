@@ -15,7 +15,8 @@ import numpy as np
 
 from uae_jax.data.scenes import prompts, score
 from uae_jax.rollout.sampler import Sampler
-from uae_jax.sharding.mesh import put_batch
+from uae_jax.sharding import hosts
+from uae_jax.sharding.mesh import put_whole
 from uae_jax.types import Batch, Captions
 
 
@@ -104,8 +105,8 @@ class Evaluator:
     for i, (host, real) in enumerate(self._batches()):
       truth = host.pop('truth', None)
       rng = jax.random.fold_in(jax.random.key(0), i)
-      batch = Batch(**put_batch(host, self._mesh))
-      part = jax.device_get(self._run(policy, frozen, batch, rng))
+      batch = Batch(**put_whole(host, self._mesh))
+      part = hosts.gather(self._run(policy, frozen, batch, rng))
       parts.append(jax.tree.map(lambda x, keep=real: x[keep], part))
       sources.append(host['image'][real])
       truths.append(None if truth is None else truth[real])

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from uae_jax.nn.attention import attend
 from uae_jax.nn.linear import Linear
+from uae_jax.sharding.rules import constrain
 
 GROUPS, EPS = 32, 1e-6
 
@@ -36,7 +37,8 @@ class Conv(nn.Module):
       self.padding,
       dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
     )
-    return y + bias.astype(x.dtype)
+    y = y + bias.astype(x.dtype)
+    return constrain(y, 'batch', 'len', 'len', 'emb')
 
 
 class GroupNorm(nn.Module):

@@ -50,7 +50,10 @@ def check_batch(images: int, mesh: Mesh) -> None:
 
 
 def put_batch(batch, mesh: Mesh):
-  """Host-local numpy arrays -> global arrays sharded over `data`."""
+  """This host's rows -> global arrays sharded over `data`.
+
+  The first host's rows come first.
+  """
   sharding = NamedSharding(mesh, P('data'))
 
   def put(x):
@@ -60,6 +63,12 @@ def put_batch(batch, mesh: Mesh):
     return jax.make_array_from_process_local_data(sharding, x)
 
   return jax.tree.map(put, batch)
+
+
+def put_whole(batch, mesh: Mesh):
+  """Rows that every host has all of -> global arrays sharded over `data`."""
+  sharding = NamedSharding(mesh, P('data'))
+  return put_tree(batch, jax.tree.map(lambda _: sharding, batch))
 
 
 def put_tree(tree, shardings):

@@ -9,9 +9,10 @@ import numpy as np
 from uae_jax.ckpt.orbax_io import Checkpoints
 from uae_jax.errors import UserError
 from uae_jax.eval import report
+from uae_jax.sharding import hosts
 from uae_jax.sharding.mesh import make_mesh, put_batch
 from uae_jax.train import tasks, workdir
-from uae_jax.train.writers import MetricWriter, Progress
+from uae_jax.train.writers import MetricWriter, Nobody, Progress
 from uae_jax.types import Batch
 
 
@@ -24,16 +25,30 @@ def run(config, folder: Path) -> int:
   Raises:
     UserError: for anything the user can fix; the workdir keeps all it has.
   """
-  workdir.check(folder, config.to_dict())
+  first = hosts.is_first()
+  watchdog = hosts.Watchdog()
+  if first:
+    workdir.check(folder, config.to_dict())
   mesh = make_mesh(config.mesh.data, config.mesh.model)
-  with jax.set_mesh(mesh):
-    task = tasks.build(config, mesh)
-    workdir.claim(folder, config.to_dict())
-    checkpoints = Checkpoints(folder / 'checkpoints', config.ckpt.keep)
-    try:
-      return _train(config, folder, mesh, task, checkpoints)
-    finally:
-      checkpoints.close()
+  try:
+    with jax.set_mesh(mesh):
+      task = tasks.build(config, mesh)
+      if first:
+        workdir.claim(folder, config.to_dict())
+      hosts.wait('claimed')
+      checkpoints = Checkpoints(folder / 'checkpoints', config.ckpt.keep)
+      try:
+        code = _train(config, folder, mesh, task, checkpoints)
+      finally:
+        checkpoints.close()
+    hosts.wait('done')
+  except jax.errors.JaxRuntimeError as e:
+    if jax.process_count() > 1:
+      line = str(e).splitlines()[0][:200]
+      hosts.lost(f'talking to the other processes failed ({line})')
+    raise
+  watchdog.close()
+  return code
 
 
 def _train(config, folder, mesh, task, checkpoints) -> int:
@@ -45,21 +60,26 @@ def _train(config, folder, mesh, task, checkpoints) -> int:
     saved, data_state = checkpoints.restore(step, state.saved())
     state = saved.replace(frozen=state.frozen)
     task.data.set_state(data_state)
-    print(f'resuming {folder} at step {step}')
-  writer = MetricWriter(folder)
+    if hosts.is_first():
+      print(f'resuming {folder} at step {step}')
+  writer = progress = Nobody()
+  if hosts.is_first():
+    writer = MetricWriter(folder)
+    progress = Progress(
+      config.train.steps, step, config.log.every, task.headline
+    )
   writer.truncate_after(step)
-  progress = Progress(config.train.steps, step, config.log.every, task.headline)
   log = Log(config, writer, progress)
   step_fn = compile_step(task.step, state)
   seed = jax.random.key(config.train.seed)
   save = lambda: checkpoints.save(step, state.saved(), task.data.get_state())
 
-  stop = workdir.StopSignal()
+  stop = hosts.Stop()
   if step == 0:
     evaluate(task, state, step, folder, log)
     save()
   log.start()
-  while step < config.train.steps and not stop.number:
+  while step < config.train.steps and not stop.asked(step):
     batch = to_batch(next(task.data), mesh)
     state, metrics = step_fn(state, batch, jax.random.fold_in(seed, step))
     step += 1
@@ -82,7 +102,7 @@ def _train(config, folder, mesh, task, checkpoints) -> int:
     progress.say(f'stopped at step {step}; run the same command to resume')
     return 128 + stop.number
   task.export(state, folder / 'export')
-  page = report.write_report(folder)
+  page = report.write_report(folder) if hosts.is_first() else None
   progress.say(f'finished {step} steps: {page}')
   return 0
 
@@ -144,6 +164,8 @@ def evaluate(task, state, step, folder, log) -> None:
     return
   log.settle()
   rows, gallery = task.evaluate(state)
+  if not hosts.is_first():
+    return
   log.writer.write_scalars(step, rows)
   report.save_gallery(
     folder,

@@ -18,6 +18,7 @@ from uae_jax.data.scenes import grammar
 from uae_jax.errors import UserError
 from uae_jax.infer.options import FILE
 from uae_jax.rewards.features import Tower
+from uae_jax.sharding import hosts
 
 # Where trained weights go, below the export of a run.
 POLICY = 'policy'
@@ -92,14 +93,15 @@ class Parts:
       if not set(piece.parts) & set(changed):
         continue
       piece.save(folder / name, params, dtype)
-      if name == POLICY:
+      if name == POLICY and hosts.is_first():
         for file in convert.beside(self.processors):
           shutil.copy(file, folder / name / file.name)
 
   def write_options(self, folder: Path) -> None:
     """umm.json: tools describe and draw as the run did."""
     text = json.dumps(self.options, indent=2) + '\n'
-    (folder / FILE).write_text(text)
+    if hosts.is_first():
+      (folder / FILE).write_text(text)
 
   def example(self, config, source, training: bool) -> pipeline.MakeExample:
     """Scene or photograph -> numpy example; captions where they are read."""
@@ -130,15 +132,13 @@ class Parts:
     )
 
   def heldout_data(self, config) -> Callable[[], Iterable[dict]]:
-    """The same held-out batches at every call, in order."""
+    """The same held-out batches at every call, in order, on every host."""
     source = pipeline.make_source(config.data.heldout, side=config.data.side)
     return lambda: pipeline.take(
       source,
       self.example(config, source, training=False),
       n=config.eval.images,
       batch=config.eval.batch,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
     )
 
 

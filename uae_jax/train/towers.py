@@ -10,6 +10,7 @@ from uae_jax import zoo
 from uae_jax.data import pipeline, tokenize
 from uae_jax.models import clip
 from uae_jax.rewards.features import Tower
+from uae_jax.sharding import hosts
 
 
 def new_tower(config) -> tuple[zoo.Model, Tower, Any]:
@@ -36,7 +37,8 @@ def write_processor(tower: Tower, folder: Path) -> None:
     'resample': 3,
   }
   text = json.dumps(config, indent=2) + '\n'
-  (folder / 'preprocessor_config.json').write_text(text)
+  if hosts.is_first():
+    (folder / 'preprocessor_config.json').write_text(text)
 
 
 def data(config, tower: Tower, tokenizer) -> Any:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -76,23 +75,3 @@ def claim(folder: Path, config: Mapping[str, Any]) -> None:
       os.replace(part, file)
   except OSError as e:
     raise UserError(f'workdir {folder} cannot be written: {e}') from None
-
-
-class StopSignal:
-  """Turns the first SIGINT or SIGTERM into a flag; the second one kills."""
-
-  def __init__(self):
-    self.number = 0
-    self._old = {
-      s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)
-    }
-
-  def _note(self, number, frame):
-    del frame
-    self.number = number
-    self.restore()
-
-  def restore(self):
-    """Puts the previous handlers back."""
-    for number, handler in self._old.items():
-      signal.signal(number, handler)

@@ -118,3 +118,10 @@ class Progress:
     """A line of its own."""
     start = '\r\x1b[2K' if sys.stdout.isatty() else ''
     print(f'{start}{text}', flush=True)
+
+
+class Nobody:
+  """In the place of a writer, on hosts that write nothing."""
+
+  def __getattr__(self, name: str):
+    return lambda *args, **kw: None
