@@ -125,35 +125,40 @@ class Counter:
       return reads[0] + far(op.out[:1])
     if op.code == 'fusion':
       inner = self.module.computations[op.calls()[0]]
-      params = {
-        int(p.rest.split(')')[0]): p
-        for p in inner.values()
-        if p.code == 'parameter'
-      }
-      for i, p in params.items():
+      for i, p in parameters(inner).items():
         if i < len(reads):
-          reads[i] = min(reads[i], read_of(p, inner))
+          reads[i] = min(reads[i], read_of(p, inner, self.module))
       root = next(p for p in inner.values() if p.root)
       writes = min(writes, written_by(root, inner))
     return sum(reads) + writes
 
 
-def read_of(parameter: Op, ops: Mapping[str, Op]) -> float:
+def read_of(parameter: Op, ops: Mapping[str, Op], module: Module) -> float:
   """Bytes of a fusion's parameter that are read: slices are read alone."""
-  uses = [op for op in ops.values() if parameter.name in op.operands]
-  whole = sum(a.bytes for a in parameter.out)
-  read = 0.0
-  for op in uses:
+  whole, read = sum(a.bytes for a in parameter.out), 0.0
+  for op in ops.values():
+    if parameter.name not in op.operands:
+      continue
     first = op.operands[0] == parameter.name
     if op.code in ('dynamic-slice', 'slice', 'gather') and first:
       read += sum(a.bytes for a in op.out)
     elif op.code == 'dynamic-update-slice' and first:
       continue  # written in place
     elif op.code == 'bitcast':
-      read += min(read_of(op, ops), whole)
+      read += read_of(op, ops, module)
+    elif op.code == 'fusion':
+      inner = module.computations[op.calls()[0]]
+      place = op.operands.index(parameter.name)
+      read += read_of(parameters(inner)[place], inner, module)
     else:
       return whole
   return min(read, whole)
+
+
+def parameters(ops: Mapping[str, Op]) -> dict[int, Op]:
+  """The parameters of a computation, by their place."""
+  found = [op for op in ops.values() if op.code == 'parameter']
+  return {int(op.rest.split(')')[0]): op for op in found}
 
 
 def written_by(root: Op, ops: Mapping[str, Op]) -> float:
