@@ -1,11 +1,12 @@
-"""The programs of a run, lowered for a mesh on which nothing can run.
+"""The programs of a run, for a mesh on which nothing need be able to run.
 
 They are the very functions that the loop jits, with shapes in the place of
 weights and images.
 """
 
+import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from uae_jax import zoo
 from uae_jax.errors import UserError
+from uae_jax.plan import model_flops
 from uae_jax.sharding.mesh import check_batch
 from uae_jax.train import tasks
 from uae_jax.train.parts import Loader
@@ -23,76 +25,92 @@ from uae_jax.train.state import placed
 from uae_jax.train.step import learn, roll_out, train_step
 from uae_jax.types import Batch
 
+# `train_step` is the run's; the others are its parts, to be looked at alone:
+# images to rewards, rewards to the next state, and drawing by itself.
+NAMES = ('train_step', 'rollout', 'update', 'sampler')
 
-def lower(config, mesh: Mesh) -> Mapping[str, Callable[[], Any]]:
-  """What lowers each program, by name.
 
-  `train_step` is the run's; `rollout`, `update` and `sampler` are its parts,
-  to be looked at alone: images to rewards, rewards to the next state, and
-  drawing by itself.
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """A function with the shapes that it is called with.
+
+  Attributes:
+    fn: the function.
+    args: shapes with their shardings.
+    mesh: of those.
+    options: of `jax.jit`.
+  """
+
+  fn: Callable[..., Any]
+  args: Sequence[Any]
+  mesh: Mesh
+  options: Mapping[str, Any]
+
+  def lower(self) -> Any:
+    """Lowered for the devices of the mesh."""
+    with jax.set_mesh(self.mesh):
+      return jax.jit(self.fn, **self.options).lower(*self.args)
+
+  def flops(self, loop: int) -> float:
+    """See `model_flops.count`."""
+    with jax.set_mesh(self.mesh):
+      return model_flops.count(self.fn, *self.args, loop=loop)
+
+
+def build(config, mesh: Mesh, name: str) -> Program:
+  """One of `NAMES`.
 
   Args:
     config: of stage 'encoder'.
     mesh: of real or of compile-only devices.
+    name: of the program.
 
   Raises:
-    UserError: another stage, or something that cannot be built.
+    UserError: another stage or name, or something that cannot be built.
   """
   if config.stage != 'encoder':
     raise UserError(f"stage={config.stage!r}: only 'encoder' runs are planned")
+  if name not in NAMES:
+    raise UserError(f'program {name!r} is none of {NAMES}')
   check_batch(config.train.images, mesh)
   parts = tasks.load(config, Loader(config, mesh, zoo.structs))
   options, optimizer, state = tasks.encoder(config, parts, mesh)
-  umm = parts.umm
-  rows = NamedSharding(mesh, P('data'))
+  umm, rows = parts.umm, NamedSharding(mesh, P('data'))
   batch = example(parts, config, rows)
   key = jax.eval_shape(lambda: jax.random.key(0))
-  shardings = jax.tree.map(lambda x: x.sharding, state)
   kw = dict(umm=umm, options=options)
-
-  def made(fn, *args):
-    """The result's shapes, rows on the data axis."""
-    with jax.set_mesh(mesh):
-      out = jax.eval_shape(fn, *args)
-    return jax.tree.map(lambda x: placed(x, rows), out)
-
-  def step():
-    fn = functools.partial(train_step, optimizer=optimizer, **kw)
-    jitted = jax.jit(fn, donate_argnums=0, out_shardings=(shardings, None))
-    return jitted.lower(state, batch, key)
-
   roll = functools.partial(roll_out, **kw)
+  homes = jax.tree.map(lambda x: x.sharding, state)
+  update = dict(donate_argnums=0, out_shardings=(homes, None))
 
-  def update():
-    rollout = made(roll, state, batch, key)
+  def rolled_out():
+    with jax.set_mesh(mesh):
+      out = jax.eval_shape(roll, state, batch, key)
+    return jax.tree.map(lambda x: placed(x, rows), out).replace(images=None)
+
+  if name == 'train_step':
+    fn = functools.partial(train_step, optimizer=optimizer, **kw)
+    return Program(fn, (state, batch, key), mesh, update)
+  if name == 'rollout':
+    return Program(roll, (state, batch, key), mesh, {})
+  if name == 'update':
     fn = functools.partial(learn, optimizer=optimizer, **kw)
-    jitted = jax.jit(fn, donate_argnums=0, out_shardings=(shardings, None))
-    return jitted.lower(state, batch, rollout.replace(images=None), key)
+    return Program(fn, (state, batch, rolled_out(), key), mesh, update)
 
-  def sampler():
-    captions = made(roll, state, batch, key).captions
+  def draw(state, captions, key):
+    policy = options.gathered(options.policy(state))
+    return umm.draw(policy, state.frozen, captions, None, key)
 
-    def draw(state, captions, key):
-      policy = options.gathered(options.policy(state))
-      return umm.draw(policy, state.frozen, captions, None, key)
+  return Program(draw, (state, rolled_out().captions, key), mesh, {})
 
-    return jax.jit(draw).lower(state, captions, key)
 
-  jobs = {
-    'train_step': step,
-    'rollout': lambda: jax.jit(roll).lower(state, batch, key),
-    'update': update,
-    'sampler': sampler,
-  }
-
-  def under(job):
-    def run():
-      with jax.set_mesh(mesh):
-        return job()
-
-    return run
-
-  return {name: under(job) for name, job in jobs.items()}
+def unrestricted(config) -> Any:
+  """The same step with nothing computed twice: what the model needs."""
+  config = config.copy_and_resolve_references()
+  config.model.remat, config.model.chunk = 'none', 0
+  for key in config.memory:
+    config.memory[key] = 0
+  return config
 
 
 def example(parts, config, rows: NamedSharding) -> Batch:
@@ -103,8 +121,7 @@ def example(parts, config, rows: NamedSharding) -> Batch:
   n = config.train.images
 
   def shape(x):
-    x = np.asarray(x)
-    dtype = jnp.asarray(x[:0]).dtype
-    return jax.ShapeDtypeStruct((n, *x.shape), dtype, sharding=rows)
+    dtype = jnp.asarray(np.asarray(x)[:0]).dtype
+    return jax.ShapeDtypeStruct((n, *np.shape(x)), dtype, sharding=rows)
 
   return Batch(**{k: shape(v) for k, v in arrays.items()})
