@@ -6,6 +6,7 @@ often as it runs.
 
 import dataclasses
 import functools
+import math
 import re
 from collections.abc import Iterator, Mapping
 
@@ -233,7 +234,7 @@ def collective(
   if kind not in COLLECTIVES:
     return
   put = sum(a.bytes for x in op.operands if x in ops for a in ops[x].out)
-  n = group_size(op)
+  n = 1 if kind in ('collective-permute', 'send') else group_size(op)
   if kind == 'all-gather':
     yield kind, put * (n - 1)
   elif kind == 'all-reduce' and 'all-reduce-scatter' in computation:
@@ -249,12 +250,23 @@ def collective(
 
 
 def group_size(op: Op) -> int:
-  """Devices that take part in a collective together."""
+  """Devices that take part in a collective together.
+
+  Groups are written as lists, as [groups, size], or as axes of a mesh, of
+  which 'axis':(a)b is a part of size b.
+  """
+  found = re.search(r'replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}', op.rest)
+  if found:
+    sizes = dict(re.findall(r"'([^']+)'=(\d+)", found[1]))
+    axes = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", found[2])
+    return math.prod(int(part or sizes[axis]) for axis, part in axes)
   found = re.search(r'replica_groups=\[(\d+),(\d+)\]', op.rest)
   if found:
     return int(found[2])
   found = re.search(r'replica_groups=\{\{([\d,]*)\}', op.rest)
-  return len(found[1].split(',')) if found else 2
+  if not found:
+    raise ValueError(f'the groups of {op.name} cannot be read: {op.rest[:200]}')
+  return len(found[1].split(','))
 
 
 def is_gradient(op: Op) -> bool:
