@@ -1,0 +1,142 @@
+"""Two processes of four devices each: one run, killed, stopped and resumed."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+STEPS = 14
+ARGS = (
+  '--config=configs/umm1.py', f'--config.train.steps={STEPS}',
+  '--config.train.images=8', '--config.train.group_size=2',
+  '--config.eval.images=8', '--config.eval.batch=8',
+  '--config.eval.every=1000', '--config.ckpt.every=1',
+)  # fmt: skip
+
+
+class Hosts:
+  """`count` processes of one run."""
+
+  def __init__(self, folder: Path, count: int, cache: Path):
+    devices = f'device_count={8 // count}'
+    flags = re.sub(r'device_count=\d+', devices, os.environ['XLA_FLAGS'])
+    env = {
+      **os.environ,
+      'XLA_FLAGS': flags,
+      'JAX_COMPILATION_CACHE_DIR': str(cache),
+    }
+    with socket.socket() as s:
+      s.bind(('127.0.0.1', 0))
+      port = s.getsockname()[1]
+    self.metrics = folder / 'metrics.jsonl'
+    self.logs = [folder.parent / f'{folder.name}.{i}.log' for i in range(count)]
+    self.processes = []
+    for i in range(count):
+      joined = (f'--coordinator=127.0.0.1:{port}', f'--processes={count}',
+                f'--process={i}')  # fmt: skip
+      args = joined if count > 1 else ()
+      with open(self.logs[i], 'w') as log:
+        self.processes.append(
+          subprocess.Popen(
+            [
+              sys.executable,
+              '-m',
+              'uae_jax.main',
+              *ARGS,
+              *args,
+              f'--workdir={folder}',
+            ],
+            cwd=ROOT,
+            env=env,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+          )  # fmt: skip
+        )
+
+  def steps(self) -> list[int]:
+    """Steps that are written."""
+    return [r['step'] for r in rows(self.metrics)]
+
+  def until(self, step: int) -> None:
+    """Waits for a step."""
+    while max(self.steps(), default=-1) < step:
+      time.sleep(0.2)
+      assert all(p.poll() is None for p in self.processes), self.said()
+
+  def codes(self, seconds: float) -> list[int]:
+    """Exit codes, which must be there within some time."""
+    end = time.monotonic() + seconds
+    return [p.wait(max(end - time.monotonic(), 0.1)) for p in self.processes]
+
+  def said(self) -> str:
+    return '\n'.join(log.read_text() for log in self.logs)
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    for p in self.processes:
+      p.kill()
+      p.wait()
+
+
+def rows(metrics: Path):
+  """Rows of training steps."""
+  if not metrics.exists():
+    return []
+  found = [json.loads(line) for line in metrics.read_text().splitlines()]
+  return [row for row in found if 'reward/mean' in row]
+
+
+@pytest.fixture(scope='module')
+def cache(tmp_path_factory):
+  return tmp_path_factory.mktemp('cache')
+
+
+@pytest.fixture(scope='module')
+def alone(tmp_path_factory, cache):
+  """Rows of the run of one process on eight devices."""
+  folder = tmp_path_factory.mktemp('alone') / 'run'
+  with Hosts(folder, 1, cache) as one:
+    assert one.codes(600) == [0], one.said()
+  return rows(folder / 'metrics.jsonl')
+
+
+def test_two_processes_are_one_run_that_is_not_lost(tmp_path, cache, alone):
+  folder = tmp_path / 'run'
+  with Hosts(folder, 2, cache) as two:
+    two.until(4)
+    two.processes[1].send_signal(signal.SIGKILL)
+    start = time.monotonic()
+    assert two.codes(60) == [3, -signal.SIGKILL], two.said()
+    assert time.monotonic() - start < 60
+    assert 'stopping; run the same command on every host' in two.said()
+  # The same numbers as on one process, to the first three steps.
+  for mine, other in list(zip(rows(folder / 'metrics.jsonl'), alone))[:3]:
+    for key in ('reward/mean', 'optim/grad_norm', 'caption/length'):
+      np.testing.assert_allclose(mine[key], other[key], rtol=1e-5, err_msg=key)
+
+  with Hosts(folder, 2, cache) as two:  # resumes; one host is taken away
+    while 'resuming' not in two.said():
+      time.sleep(0.2)
+    two.until(max(two.steps()) + 1)
+    two.processes[1].send_signal(signal.SIGTERM)
+    assert two.codes(120) == [143, 143], two.said()
+    assert 'run the same command to resume' in two.said()
+  stopped = two.steps()
+  assert stopped == [*range(1, len(stopped) + 1)] and len(stopped) < STEPS
+
+  with Hosts(folder, 1, cache) as one:  # on another number of hosts
+    assert one.codes(300) == [0], one.said()
+    assert f'at step {stopped[-1]}' in one.said()
+  assert one.steps() == [*range(1, STEPS + 1)]
+  assert (folder / 'export' / 'policy' / 'config.json').exists()
