@@ -10,10 +10,12 @@ import yaml
 LAUNCH = Path(__file__).parent.parent.parent / 'launch'
 
 
-@pytest.mark.parametrize('script', ['tpu_pod.sh', 'slurm_gpu.sh'])
+@pytest.mark.parametrize(
+  'script', ['launch/tpu_pod.sh', 'launch/slurm_gpu.sh', 'benchmarks/plans.sh']
+)
 def test_scripts_pass_shellcheck(script):
   done = subprocess.run(
-    ['shellcheck', LAUNCH / script], capture_output=True, text=True
+    ['shellcheck', LAUNCH.parent / script], capture_output=True, text=True
   )
   assert done.returncode == 0, done.stdout
 
