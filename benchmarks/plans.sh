@@ -2,7 +2,7 @@
 # Plans of the real sizes, one JSON line each: benchmarks/plans.sh [FOLDER].
 # About an hour on two cores; finished ones are not repeated.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 out=${1:-plans}
 mkdir -p "$out"
 
