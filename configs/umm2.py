@@ -106,6 +106,7 @@ def get_config(variant: str = '') -> ConfigDict:
   c.memory.rollout_images = 0  # images of a data shard in one rollout
   c.memory.drawings = 0  # drawings of a data shard
   c.memory.update_images = 0  # images of a data shard in one gradient
+  c.memory.offload = ''  # optimizer,reference: wait in the host's memory
 
   c.ckpt = ConfigDict()
   c.ckpt.policy = 'bundled:umm2/policy'  # Janus: policy and image tokenizer

@@ -119,6 +119,8 @@ def levers(config, name: str) -> Iterator[tuple[str, Any]]:
       yield 'memory.drawings', 1
     if memory.rollout_images != 1:
       yield 'memory.rollout_images', 1
+  if name != 'rollout' and name != 'sampler' and not memory.offload:
+    yield 'memory.offload', 'optimizer,reference'
   if model.dtype == 'float32':
     yield 'model.dtype', 'bfloat16'
   if model.frozen_dtype == 'float32':

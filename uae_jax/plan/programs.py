@@ -108,7 +108,7 @@ def unrestricted(config) -> Any:
   """The same step with nothing computed twice: what the model needs."""
   config = config.copy_and_resolve_references()
   config.model.remat, config.model.chunk = 'none', 0
-  for key in config.memory:
+  for key in ('rollout_images', 'drawings', 'update_images'):
     config.memory[key] = 0
   return config
 

@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from uae_jax import trees
+from uae_jax.sharding import offload
 from uae_jax.train.parts import MATRICES
 from uae_jax.types import TrainState
 
@@ -20,16 +21,24 @@ def create(
   frozen: Mapping[str, Any],
   optimizer: optax.GradientTransformation,
   mesh: Mesh,
+  offloaded: bool = False,
 ) -> TrainState:
   """Step 0; the optimizer's moments lie where their parameters lie.
 
   Of shapes alone (`zoo.structs`) it is the shapes of step 0.
+
+  Args:
+    params: what is trained.
+    frozen: the rest.
+    optimizer: over `params`.
+    mesh: of both.
+    offloaded: the moments wait in the host's memory.
   """
   everywhere = NamedSharding(mesh, P())
   shapes = jax.eval_shape(optimizer.init, params)
   shardings = optax.tree_map_params(
     optimizer,
-    lambda _, sharding: sharding,
+    lambda _, sharding: offload.home(sharding) if offloaded else sharding,
     shapes,
     jax.tree.map(lambda x: x.sharding, params),
     transform_non_params=lambda _: everywhere,

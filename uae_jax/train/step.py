@@ -19,7 +19,7 @@ from uae_jax import trees
 from uae_jax.nn.lora import LoRA
 from uae_jax.rewards.reconstruction import finite_groups
 from uae_jax.rl import advantage, grpo
-from uae_jax.sharding import chunks
+from uae_jax.sharding import chunks, offload
 from uae_jax.types import Batch, Metrics, Rollout, TrainState
 from uae_jax.umm.base import reference
 
@@ -304,11 +304,13 @@ def apply_gradient(
     }
   norm = optax.global_norm(grads)
   ok = jnp.isfinite(loss) & jnp.isfinite(norm)
-  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  old = offload.fetch(state.opt_state)
+  updates, opt_state = optimizer.update(grads, old, state.params)
   params = optax.apply_updates(state.params, updates)
+  opt_state = trees.select(ok, opt_state, old)
   state = state.replace(
     params=trees.select(ok, params, state.params),
-    opt_state=trees.select(ok, opt_state, state.opt_state),
+    opt_state=offload.put_back(opt_state, state.opt_state),
     skipped=jnp.where(ok, 0, state.skipped + 1),
   )
   metrics |= {

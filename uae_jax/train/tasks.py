@@ -20,6 +20,7 @@ from uae_jax.eval import scenes_bench
 from uae_jax.nn import lora as lora_lib
 from uae_jax.nn.lora import LoRA
 from uae_jax.rl.grpo import GRPO
+from uae_jax.sharding import offload
 from uae_jax.sharding.mesh import check_batch
 from uae_jax.train import (
   assemble_umm1,
@@ -133,7 +134,9 @@ def encoder(config, parts: Parts, mesh) -> tuple[StepOptions, Any, TrainState]:
   )
   params, frozen = _trained(config, parts, options.lora)
   optimizer = optim.make(config)
-  return options, optimizer, create(params, frozen, optimizer, mesh)
+  offloaded = 'optimizer' in offload.parse(config.memory.offload)
+  state = create(params, frozen, optimizer, mesh, offloaded)
+  return options, optimizer, state
 
 
 def _trained(config, parts, lora) -> tuple[Any, dict[str, Any]]:
@@ -153,6 +156,8 @@ def _trained(config, parts, lora) -> tuple[Any, dict[str, Any]]:
   frozen = {**parts.params, 'policy': rest}
   if _needs_reference(config):
     frozen['reference'] = reference_of(params, config.model.frozen_dtype)
+    if 'reference' in offload.parse(config.memory.offload):
+      frozen['reference'] = offload.put(frozen['reference'])
   return params, frozen
 
 

@@ -20,7 +20,7 @@ from uae_jax.nn.stack import by_chunks
 from uae_jax.rewards import reconstruction
 from uae_jax.rewards.features import Tower
 from uae_jax.rollout import caption
-from uae_jax.sharding import chunks
+from uae_jax.sharding import chunks, offload
 from uae_jax.types import Batch, Captions, Prefix, Rollout
 
 Params = Mapping[str, Any]
@@ -131,4 +131,4 @@ def reference(frozen: Params, policy: Params) -> Params:
   """
   if 'reference' not in frozen:
     return frozen['policy']
-  return trees.merge(policy, frozen['reference'])
+  return trees.merge(policy, offload.fetch(frozen['reference']))
