@@ -140,3 +140,13 @@ def test_two_processes_are_one_run_that_is_not_lost(tmp_path, cache, alone):
     assert f'at step {stopped[-1]}' in one.said()
   assert one.steps() == [*range(1, STEPS + 1)]
   assert (folder / 'export' / 'policy' / 'config.json').exists()
+
+
+def test_a_mistake_that_one_host_finds_ends_all(tmp_path, cache):
+  folder = tmp_path / 'run'
+  folder.mkdir()
+  (folder / 'diary.txt').write_text('of another program')
+  with Hosts(folder, 2, cache) as two:
+    assert two.codes(120) == [2, 3], two.said()
+    assert 'is not empty' in two.said()
+    assert 'process 0 of 2 is gone' in two.said()

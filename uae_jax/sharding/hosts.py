@@ -54,8 +54,9 @@ def join(
     return
   try:
     jax.distributed.initialize(
-      coordinator, processes, process, heartbeat_timeout_seconds=30
-    )
+      coordinator, processes, process, heartbeat_timeout_seconds=30,
+      shutdown_timeout_seconds=30,
+    )  # fmt: skip
   except (RuntimeError, ValueError) as e:
     reason = str(e).strip().splitlines()[0]
     raise UserError(
@@ -208,21 +209,31 @@ class Watchdog:
     if not self._over.is_set():
       lost(f'process {number} of {jax.process_count()} is gone ({why})')
 
-  def close(self) -> None:
-    """Says goodbye, when the run is over for everyone."""
+  def __enter__(self) -> 'Watchdog':
+    return self
+
+  def __exit__(self, kind, error, trace) -> None:
+    """Says goodbye, or lets go: then the others end too."""
     self._over.set()
     for peer in self._sockets:
       try:
-        peer.sendall(b'!')
+        if kind is None:
+          peer.sendall(b'!')
+        else:
+          peer.shutdown(socket.SHUT_RDWR)
       except OSError:
-        pass  # it has gone home already
+        pass  # it has gone already
 
 
 def lost(what: str) -> None:
   """One line, and an exit that waits for nobody."""
-  text = f'{what}: stopping; run the same command on every host to resume'
+  leave(f'{what}: stopping; run the same command on every host to resume', LOST)
+
+
+def leave(text: str, code: int) -> None:
+  """Says one line and exits at once, with no farewell to the other hosts."""
   print(f'\nuae_jax: {text}', file=sys.stderr, flush=True)
-  os._exit(LOST)
+  os._exit(code)
 
 
 def _address() -> tuple[int, ...]:

@@ -25,29 +25,37 @@ def run(config, folder: Path) -> int:
   Raises:
     UserError: for anything the user can fix; the workdir keeps all it has.
   """
+  with hosts.Watchdog():
+    try:
+      return _run(config, folder)
+    except UserError as e:
+      if jax.process_count() > 1:
+        hosts.leave(str(e), 2)  # the others notice
+      raise
+    except jax.errors.JaxRuntimeError as e:
+      if jax.process_count() > 1:
+        line = str(e).splitlines()[0][:200]
+        hosts.lost(f'talking to the other processes failed ({line})')
+      raise
+
+
+def _run(config, folder) -> int:
+  """Builds, trains, closes."""
   first = hosts.is_first()
-  watchdog = hosts.Watchdog()
   if first:
     workdir.check(folder, config.to_dict())
   mesh = make_mesh(config.mesh.data, config.mesh.model)
-  try:
-    with jax.set_mesh(mesh):
-      task = tasks.build(config, mesh)
-      if first:
-        workdir.claim(folder, config.to_dict())
-      hosts.wait('claimed')
-      checkpoints = Checkpoints(folder / 'checkpoints', config.ckpt.keep)
-      try:
-        code = _train(config, folder, mesh, task, checkpoints)
-      finally:
-        checkpoints.close()
-    hosts.wait('done')
-  except jax.errors.JaxRuntimeError as e:
-    if jax.process_count() > 1:
-      line = str(e).splitlines()[0][:200]
-      hosts.lost(f'talking to the other processes failed ({line})')
-    raise
-  watchdog.close()
+  with jax.set_mesh(mesh):
+    task = tasks.build(config, mesh)
+    if first:
+      workdir.claim(folder, config.to_dict())
+    hosts.wait('claimed')
+    checkpoints = Checkpoints(folder / 'checkpoints', config.ckpt.keep)
+    try:
+      code = _train(config, folder, mesh, task, checkpoints)
+    finally:
+      checkpoints.close()
+  hosts.wait('done')
   return code
 
 

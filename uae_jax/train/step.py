@@ -45,7 +45,7 @@ class StepOptions:
     rollout_size: images of a data shard in one rollout; 0 is all. A step
       works through them in pieces, and the loss is that of all together.
     update_size: the same of scoring and of the gradient.
-    gathered: policy -> the copy that rollouts read, see `train.gather`.
+    gathered: policy -> the copy that rollouts read, see `state.gatherer`.
   """
 
   group: int
