@@ -4,7 +4,10 @@
 accelerator, and with them those marked `gpu_only` or `tpu_only`.
 """
 
+import atexit
 import os
+import shutil
+import tempfile
 
 PLATFORM = os.environ.get('UAE_JAX_TEST_PLATFORM', 'cpu')
 os.environ['JAX_PLATFORMS'] = 'cpu' if PLATFORM == 'cpu' else f'{PLATFORM},cpu'
@@ -18,11 +21,19 @@ FAST = (
 if DEVICES not in os.environ.get('XLA_FLAGS', ''):
   old = os.environ.get('XLA_FLAGS', '')
   os.environ['XLA_FLAGS'] = f'{old} {DEVICES} {FAST}'
+# Workers share what they compile; a session starts with nothing.
+if 'UAE_JAX_TEST_CACHE' not in os.environ:
+  os.environ['UAE_JAX_TEST_CACHE'] = tempfile.mkdtemp()
+  atexit.register(
+    shutil.rmtree, os.environ['UAE_JAX_TEST_CACHE'], ignore_errors=True
+  )
 
 import jax  # noqa: E402  reads the variables above
 import pytest  # noqa: E402
 
 jax.config.update('jax_default_matmul_precision', 'highest')
+jax.config.update('jax_compilation_cache_dir', os.environ['UAE_JAX_TEST_CACHE'])
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 2)
 
 ONLY = {'gpu_only': 'gpu', 'tpu_only': 'tpu'}
 
