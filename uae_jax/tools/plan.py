@@ -55,7 +55,7 @@ def main() -> None:
       return search(config, devices, chip)
     mesh = make_mesh(config, devices)
     reports = {name: shown(config, mesh, chip, name) for name in PROGRAMS.value}
-  finish(config, mesh, chip, reports)
+    finish(config, mesh, chip, reports)
 
 
 def make_mesh(config, devices):
