@@ -96,6 +96,7 @@ def get_config(variant: str = '') -> ConfigDict:
   c.model = ConfigDict()
   c.model.umm = 'umm1'  # umm1 | umm2
   c.model.dtype = 'float32'  # activations
+  c.model.attention = 'auto'  # 'splash', 'cudnn', 'xla'; see nn/kernels.py
   c.model.frozen_dtype = 'float32'  # matrices that are not trained
   c.model.chunk = 0  # tokens whose logits exist at once when scored; 0: all
   c.model.remat = 'none'  # none | dots | full

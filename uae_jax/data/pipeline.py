@@ -9,7 +9,7 @@ import logging
 import os
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import grain
 import numpy as np
@@ -242,26 +242,24 @@ class PairExample:
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-  """One process's rows of each batch: a block of `size` rows.
+  """One process's rows of each batch.
 
   Attributes:
     rows: of all processes, in order.
-    size: rows of a batch that are this process's.
-    index: of the process.
-    count: processes.
+    batch: rows of a batch of all processes.
+    mine: places in the batch that are this process's.
   """
 
   rows: grain.MapDataset
-  size: int
-  index: int
-  count: int
+  batch: int
+  mine: tuple[int, ...]
 
   def __len__(self) -> int:
-    return len(self.rows) // (self.size * self.count) * self.size
+    return len(self.rows) // self.batch * len(self.mine)
 
   def __getitem__(self, i: int) -> Example:
-    batch, row = divmod(int(i), self.size)
-    return self.rows[(batch * self.count + self.index) * self.size + row]
+    batch, row = divmod(int(i), len(self.mine))
+    return self.rows[batch * self.batch + self.mine[row]]
 
 
 def make_loader(
@@ -270,15 +268,14 @@ def make_loader(
   *,
   batch: int,
   seed: int,
-  process_index: int = 0,
-  process_count: int = 1,
+  mine: Sequence[int] | None = None,
   threads: int = 2,
   shuffle: bool = True,
 ) -> grain.DatasetIterator:
   """Endless shuffled batches; every process reads its share of each.
 
-  Put side by side, the shares of all processes are the batch that one process
-  alone would read, so a place in the order means the same to any number.
+  The shares of all processes are the batch that one process alone would
+  read, so a place in the order means the same to any number.
 
   Epochs follow each other without a gap, each in its own order, so a source
   may be smaller than a batch. A record's randomness (noisy captions) depends
@@ -287,10 +284,9 @@ def make_loader(
   Args:
     source: the records.
     example: turns a record into a row.
-    batch: rows per process.
+    batch: rows of all processes together.
     seed: of order and captions.
-    process_index: which share of a batch is read.
-    process_count: processes in all.
+    mine: which rows of a batch are read here; all if not told.
     threads: that prepare batches ahead.
     shuffle: off keeps the source's order.
 
@@ -299,9 +295,9 @@ def make_loader(
   """
   rows = grain.MapDataset.source(source).seed(seed)
   rows = (rows.shuffle() if shuffle else rows).repeat().random_map(example)
-  if process_count > 1:
-    share = Share(rows, batch, process_index, process_count)
-    rows = grain.MapDataset.source(share)
+  if mine is not None and len(mine) < batch:
+    rows = grain.MapDataset.source(Share(rows, batch, tuple(mine)))
+    batch = len(mine)
   batches = rows.batch(batch)
   options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4)
   return iter(batches.to_iter_dataset(options))

@@ -123,15 +123,16 @@ class Block(nn.Module):
   mlp: int
   act: str
   eps: float
+  causal: bool = False
 
   @nn.compact
-  def __call__(self, x, xs, mask):
+  def __call__(self, x, xs):
     width = x.shape[-1]
     heads = (self.heads, width // self.heads)
     inputs = x
     h = LayerNorm(self.eps, name='norm1')(x)
     q, k, v = (Linear(heads, name=n)(h) for n in 'qkv')
-    x = x + Linear(width, n_in=2, name='o')(attend(q, k, v, mask))
+    x = x + Linear(width, n_in=2, name='o')(attend(q, k, v, causal=self.causal))
     h = LayerNorm(self.eps, name='norm2')(x)
     x = x + MLP(self.mlp, width, self.act, name='mlp')(h)
     return constrain(x, 'batch', 'len', 'emb'), inputs
@@ -167,7 +168,7 @@ class VisionTower(nn.Module):
     x = jnp.concatenate([cls, x], 1) + table.astype(x.dtype)
     x = LayerNorm(self.eps, name='pre_norm')(x)
     kwargs = dict(heads=self.heads, mlp=self.mlp, act=self.act, eps=self.eps)
-    x, _ = Stack(Block, kwargs, self.layers, name='layers')(x, None, None)
+    x, _ = Stack(Block, kwargs, self.layers, name='layers')(x, None)
     x = LayerNorm(self.eps, name='post_norm')(x[:, 0])
     return Linear(self.projection, bias=False, name='projection')(x)
 
@@ -196,10 +197,11 @@ class TextTower(nn.Module):
     words = self.param('words', init, (self.vocab, self.width))
     table = self.param('positions', init, (self.ctx, self.width))
     x = words.astype(dtype)[ids] + table[:length].astype(dtype)
-    causal = jnp.tril(jnp.ones((1, length, length), bool))
-    kwargs = dict(heads=self.heads, mlp=self.mlp, act=self.act, eps=self.eps)
+    kwargs = dict(
+      heads=self.heads, mlp=self.mlp, act=self.act, eps=self.eps, causal=True
+    )
     stack = Stack(Block, kwargs, self.layers, name='layers')
-    x, inputs = stack(x, None, causal)
+    x, inputs = stack(x, None)
     hidden = LayerNorm(self.eps, name='final_norm')(x)
     pooled = hidden[jnp.arange(len(ids)), end_of_caption(ids, self.eos)]
     embed = pooled

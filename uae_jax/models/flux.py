@@ -166,7 +166,7 @@ class Flux(nn.Module):
     mask = None
     if context_mask is not None:
       seen = jnp.ones(image.shape[:2], bool)
-      mask = jnp.concatenate([context_mask, seen], 1)[:, None]
+      mask = jnp.concatenate([context_mask, seen], 1)
     kwargs = dict(heads=heads, head_dim=head_dim)
     stack = lambda block, layers, name: Stack(
       block, kwargs, layers, remat=self.remat, name=name

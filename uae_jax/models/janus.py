@@ -60,12 +60,12 @@ class FusedBlock(nn.Module):
   eps: float
 
   @nn.compact
-  def __call__(self, x, xs, mask):
+  def __call__(self, x, xs):
     width = x.shape[-1]
     heads = (3, self.heads, width // self.heads)
     qkv = Linear(heads, name='qkv')(LayerNorm(self.eps, name='norm1')(x))
     q, k, v = (qkv[:, :, i] for i in range(3))
-    x = x + Linear(width, n_in=2, name='o')(attend(q, k, v, mask))
+    x = x + Linear(width, n_in=2, name='o')(attend(q, k, v))
     h = LayerNorm(self.eps, name='norm2')(x)
     x = x + MLP(self.mlp, width, self.act, name='mlp')(h)
     return constrain(x, 'batch', 'len', 'emb'), None
@@ -98,9 +98,8 @@ class Vision(nn.Module):
     x = x + table.astype(x.dtype)
     kwargs = dict(heads=self.heads, mlp=self.mlp, act='gelu', eps=1e-6)
     block = FusedBlock if self.fused else Block
-    x, _ = Stack(block, kwargs, self.layers, self.remat, name='layers')(
-      x, None, None
-    )
+    stack = Stack(block, kwargs, self.layers, self.remat, name='layers')
+    x, _ = stack(x, None)
     return LayerNorm(name='post_norm')(x)
 
 
@@ -115,6 +114,7 @@ class Janus(Captioner):
   """
 
   DECODES = (r'(lm|code_embed|code_aligner|code_head)/.*',)
+  MATRICES = (r'.*/kernel', r'lm/embed/embedding')  # of products
 
   vision: dict
   lm: dict
@@ -168,7 +168,7 @@ class Janus(Captioner):
     shared = jax.tree.map(
       lambda x: jnp.broadcast_to(x[:, 0], (x.shape[0], b, *x.shape[3:])), kv
     )
-    before = (jnp.arange(s) < n[..., None])[:, :, None]
+    before = jnp.arange(s) < n[..., None]
     hidden, own = self.decoder(
       self.embed(jnp.full((b, g, 1), last)),
       jnp.broadcast_to(n[:, None, :, None], (b, 3, g, 1)),
@@ -195,7 +195,7 @@ class Janus(Captioner):
     at = prompt.position[..., None] + t + jnp.arange(i)
     at = jnp.broadcast_to(at[:, None], (b, 3, g, i))
     own = jnp.ones(codes.shape, bool)
-    shared = (prompt.kv, prompt.mask[:, :, None])
+    shared = (prompt.kv, prompt.mask)
     return self.decoder(self.embed_codes(codes), at, own, (shared, *past))
 
   def decode_code(
@@ -213,7 +213,7 @@ class Janus(Captioner):
       codes: code t.
       t: its index.
     """
-    seen = (jnp.arange(cache.k.shape[3]) < t)[None, None, None]
+    seen = (jnp.arange(cache.k.shape[3]) < t)[None, None]
     hidden, new = self._after_prompt(
       prompt, codes[..., None], t, ((cache, seen),)
     )

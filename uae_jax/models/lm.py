@@ -15,11 +15,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from uae_jax.nn import rope
-from uae_jax.nn.attention import attend_group
+from uae_jax.nn.attention import Segment, attend_group
 from uae_jax.nn.linear import Linear
 from uae_jax.nn.mlp import GatedMLP
 from uae_jax.nn.norms import RMSNorm
 from uae_jax.nn.stack import Stack
+from uae_jax.sharding.fsdp import product, whole
 from uae_jax.sharding.rules import constrain
 from uae_jax.types import KV
 
@@ -58,15 +59,15 @@ class Layer(nn.Module):
   eps: float
 
   @nn.compact
-  def __call__(self, x, past, angles, own_mask, past_masks):
+  def __call__(self, x, past, angles, own, there):
     cos, sin = angles
     h = RMSNorm(self.eps, name='attn_norm')(x)
     q = Linear((self.heads, self.head_dim), bias=self.bias, name='q')(h)
     k = Linear((self.kv_heads, self.head_dim), bias=self.bias, name='k')(h)
     v = Linear((self.kv_heads, self.head_dim), bias=self.bias, name='v')(h)
     q, k = rope.rotate(q, cos, sin), rope.rotate(k, cos, sin)
-    segments = [(p.k, p.v, m) for p, m in zip(past, past_masks, strict=True)]
-    out = attend_group(q, [*segments, (k, v, own_mask)])
+    before = [Segment(p.k, p.v, m) for p, m in zip(past, there, strict=True)]
+    out = attend_group(q, [*before, Segment(k, v, own, causal=True)])
     x = x + Linear(x.shape[-1], n_in=2, bias=False, name='o')(out)
     h = RMSNorm(self.eps, name='mlp_norm')(x)
     x = x + GatedMLP(self.mlp, name='mlp')(h)
@@ -122,7 +123,7 @@ class LM(nn.Module):
 
   def embed(self, ids: Int[Array, '*b']) -> Float[Array, '*b D']:
     """Token embeddings, in the dtype of the table."""
-    return self.embed_tokens.embedding[ids]
+    return whole(self.embed_tokens.embedding)[ids]
 
   def __call__(
     self,
@@ -137,8 +138,8 @@ class LM(nn.Module):
       x: embeddings.
       positions: M-RoPE positions (time, row, column).
       mask: False where a new token is padding.
-      past: (KV [Y B S K H] or [Y B G S K H], mask broadcastable to
-        [B G L S]) pairs that every new token may look at.
+      past: pairs that every new token may look at: KV [Y B S K H] and what
+        of it is there [B S], or [Y B G S K H] and [B G S].
 
     Returns:
       Hidden states after the final norm, and the new tokens' KV
@@ -148,14 +149,12 @@ class LM(nn.Module):
       positions, self.head_dim, self.theta, self.sections
     )
     angles = (jnp.cos(angles).astype(x.dtype), jnp.sin(angles).astype(x.dtype))
-    causal = jnp.tril(jnp.ones((x.shape[2],) * 2, bool))
-    own_mask = causal & mask[:, :, None, :]
     with jax.named_scope('lm'):
       x, kv = self.stack(
         x,
         tuple(kv for kv, _ in past),
         angles,
-        own_mask,
+        mask,
         tuple(m for _, m in past),
       )
       return self.norm(x), kv
@@ -163,8 +162,7 @@ class LM(nn.Module):
   def logits(self, hidden: Float[Array, '*b D']) -> Float[Array, '*b V']:
     """fp32 logits; the embedding table is the head where tied."""
     if self.tied:
-      table = self.embed_tokens.embedding.astype(hidden.dtype)
-      out = hidden @ table.T
+      out = product(hidden, self.embed_tokens.embedding, (1,))
     else:
       out = self.head(hidden)
     return out.astype(jnp.float32)

@@ -73,7 +73,7 @@ class QueryConnector(nn.Module):
     *lead, n, d = states.shape
     x = states.reshape(-1, n, d)
     if self.layers:
-      x, _ = self.encoder(x, None, None)
+      x, _ = self.encoder(x, None)
       x = self.final_norm(x)
     context = self.sequence(x).reshape(*lead, n, -1)
     mean = jnp.mean(x.astype(jnp.float32), 1).astype(x.dtype)

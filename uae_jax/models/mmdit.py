@@ -242,7 +242,7 @@ class MMDiT(nn.Module):
     mask = None
     if context_mask is not None:
       seen = jnp.ones(image.shape[:2], bool)
-      mask = jnp.concatenate([seen, context_mask], 1)[:, None]
+      mask = jnp.concatenate([seen, context_mask], 1)
     for name, layers, dual, last in self.segments():
       kwargs = dict(
         heads=self.num_attention_heads,

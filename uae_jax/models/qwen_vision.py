@@ -45,7 +45,7 @@ class Block(nn.Module):
   mlp: int
 
   @nn.compact
-  def __call__(self, x, is_full, angles, full_mask, window_mask):
+  def __call__(self, x, is_full, angles, image, window):
     b, p, d = x.shape
     h = RMSNorm(name='norm1')(x)
     qkv = Linear((3, self.heads, d // self.heads), name='qkv')(h)
@@ -53,8 +53,7 @@ class Block(nn.Module):
     cos, sin = angles
     q = rope.rotate(q.astype(jnp.float32), cos, sin).astype(x.dtype)
     k = rope.rotate(k.astype(jnp.float32), cos, sin).astype(x.dtype)
-    mask = jnp.where(is_full, full_mask, window_mask)
-    out = attend(q, k, v, mask)
+    out = attend(q, k, v, ids=jnp.where(is_full, image, window))
     x = x + Linear(d, n_in=2, name='proj')(out)
     h = RMSNorm(name='norm2')(x)
     return x + GatedMLP(self.mlp, bias=True, name='mlp')(h), None
@@ -88,7 +87,6 @@ class QwenVision(nn.Module):
     angles = rope.angles_2d(hw, self.width // self.heads, self.theta)
     angles = (jnp.cos(angles), jnp.sin(angles))
     is_full = jnp.isin(jnp.arange(self.layers), jnp.array(self.full))
-    same = lambda ids: ids[:, :, None] == ids[:, None, :]
     block = Stack(
       Block,
       dict(heads=self.heads, mlp=self.mlp),
@@ -97,7 +95,7 @@ class QwenVision(nn.Module):
       name='blocks',
     )
     with jax.named_scope('vision'):
-      x, _ = block(x, is_full, angles, same(image), same(window))
+      x, _ = block(x, is_full, angles, image, window)
       x = RMSNorm(name='merger_norm')(x)
       b, p, d = x.shape
       x = x.reshape(b, p // self.merge**2, d * self.merge**2)

@@ -140,7 +140,7 @@ class VisionTower(nn.Module):
       table = table.reshape(-1, self.width)
     x = Linear(self.width, name='patch_embed')(x) + table.astype(x.dtype)
     kwargs = dict(heads=self.heads, mlp=self.mlp, act=self.act, eps=self.eps)
-    x, _ = Stack(Block, kwargs, self.layers, name='layers')(x, None, None)
+    x, _ = Stack(Block, kwargs, self.layers, name='layers')(x, None)
     x = LayerNorm(self.eps, name='post_norm')(x)
     return VisionOut(AttentionPool(**kwargs, name='head')(x), x)
 
@@ -169,7 +169,7 @@ class TextTower(nn.Module):
     table = self.param('positions', init, (self.ctx, self.width))
     x = words.astype(dtype)[ids] + table[: ids.shape[1]].astype(dtype)
     kwargs = dict(heads=self.heads, mlp=self.mlp, act=self.act, eps=self.eps)
-    x, _ = Stack(Block, kwargs, self.layers, name='layers')(x, None, None)
+    x, _ = Stack(Block, kwargs, self.layers, name='layers')(x, None)
     x = LayerNorm(self.eps, name='final_norm')(x)[:, -1]
     return Linear(self.projection, name='head')(x)
 

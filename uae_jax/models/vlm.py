@@ -32,6 +32,7 @@ class Captioner(nn.Module):
   """
 
   DECODES = (r'lm/.*',)  # parameters that every sampled token reads
+  MATRICES = (r'.*/kernel', r'lm/embed/embedding')  # of products
 
   def embed(self, ids: Int[Array, '*b']) -> Float[Array, '*b D']:
     return self.decoder.embed(ids).astype(self.dtype)
@@ -73,7 +74,7 @@ class Captioner(nn.Module):
     b, g, l = ids.shape
     at = prefix.position[:, None] + t + jnp.arange(l)
     at = jnp.broadcast_to(at[:, None, None], (b, 3, g, l))
-    shared = (prefix.kv, prefix.mask[:, None, None])
+    shared = (prefix.kv, prefix.mask)
     return self.decoder(self.embed(ids), at, mask, (shared, *past))
 
   def decode(
@@ -95,7 +96,7 @@ class Captioner(nn.Module):
       fp32 logits and the cache with token t written in place.
     """
     size = cache.k.shape[3]
-    seen = (jnp.arange(size) < t)[None, None, None]
+    seen = (jnp.arange(size) < t)[None, None]
     hidden, new = self._after(
       prefix, ids[..., None], t, jnp.ones((*ids.shape, 1), bool),
       ((cache, seen),),

@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from uae_jax.sharding.fsdp import product
+
 
 class Linear(nn.Module):
   """Contracts the last `n_in` axes of x into `out` axes.
@@ -30,10 +32,8 @@ class Linear(nn.Module):
         return jnp.zeros(shape, dtype)
       return jax.random.normal(key, shape, dtype) * fan_in**-0.5
 
-    kernel = self.param('kernel', init, (*inner, *out)).astype(x.dtype)
-    axes = tuple(range(-self.n_in, 0)), tuple(range(self.n_in))
-    axes = (tuple(a + x.ndim for a in axes[0]), axes[1])
-    y = jax.lax.dot_general(x, kernel, (axes, ((), ())))
+    kernel = self.param('kernel', init, (*inner, *out))
+    y = product(x, kernel, tuple(range(self.n_in)))
     if self.bias:
       y = y + self.param('bias', nn.initializers.zeros, out).astype(x.dtype)
     return y

@@ -18,13 +18,16 @@ from uae_jax.plan.hlo import Module, Op
 _FREE = {
   'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'while',
   'conditional', 'call', 'after-all', 'partition-id', 'replica-id',
-  'opt-barrier', 'copy-done', 'async-done', 'async-update',
+  'opt-barrier', 'copy-done', 'async-done', 'async-update', 'slice-done',
+  'dynamic-slice-done',
 }  # fmt: skip
 
 COLLECTIVES = (
   'all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all',
   'collective-permute', 'send',
 )  # fmt: skip
+# Matrix products of a block, by the kernel's name.
+PRODUCTS = {'splash_mha_fwd': 2, 'splash_mha_dkv': 4, 'splash_mha_dq': 3}
 LARGE = 2**20  # bytes of an all-reduce that is no mere number
 
 
@@ -77,6 +80,7 @@ class Counter:
   def __init__(self, module: Module):
     """Counts nothing yet."""
     self.module = module
+    self._started = dict(started(module))
     self._known: dict[tuple[str, bool], Counts] = {}
 
   def of(self, name: str, fused: bool) -> Counts:
@@ -88,7 +92,9 @@ class Counter:
     out, ops = Counts(), self.module.computations[name]
     for op in ops.values():
       out.flops += flops(op, ops)
-      for key, sent in collective(op, ops, name):
+      if self._started.get(again(op), name) != name:
+        continue  # a later part of one that another fusion has started
+      for key, sent in collective(op, ops, name, self.module.devices):
         out.sent[key] = out.sent.get(key, 0.0) + sent
         if key == 'all-reduce' and is_gradient(op) and sent > LARGE:
           where = op.attribute('op_name', '"[^"]*"') or op.name
@@ -122,6 +128,8 @@ class Counter:
       return 2 * writes
     if op.code == 'dynamic-update-slice':
       return 2 * reads[1]
+    if op.code in ('slice-start', 'dynamic-slice-start'):
+      return op.out[1].bytes + far(op.out[1:2])  # out[0] is what is cut
     if op.code in ('copy-start', 'async-start'):
       return reads[0] + far(op.out[:1])
     if op.code == 'fusion':
@@ -184,9 +192,27 @@ def flops(op: Op, ops: Mapping[str, Op]) -> float:
     size = np.prod([lhs[a] for a in axes], dtype=np.float64)
     return 2 * size * np.prod(op.out[0].dims, dtype=np.float64)
   if op.code == 'custom-call' and 'tpu_custom_call' in op.rest:
-    said = re.search(r'"?flops"?:\s*"?(\d+)', op.rest)
-    return float(said[1]) if said else 0.0
+    return _kernel(op, ops)
   return 0.0
+
+
+def _kernel(op: Op, ops: Mapping[str, Op]) -> float:
+  """Of splash attention: the products of the blocks that are worked on.
+
+  Its operands are [1, a, b] tables of those blocks; queries, keys and values
+  [B N T H]; ids; and, where a mask is more than its ids, the masks of blocks,
+  [n, queries, keys], which then have a third table.
+  """
+  products = [n for kind, n in PRODUCTS.items() if kind in op.name]
+  if not products:
+    return 0.0
+  put = [ops[x].out[0].dims for x in op.operands]
+  first = next(i for i, dims in enumerate(put) if len(dims) == 4)
+  *batch, t, h = put[first]
+  pairs = t * put[first + 1][2]
+  if first == 3:
+    pairs = math.prod(put[0]) * math.prod(put[-1][1:])
+  return 2.0 * products[0] * math.prod(batch) * pairs * h
 
 
 def _convolution(op: Op, ops: Mapping[str, Op]) -> float:
@@ -226,15 +252,35 @@ def _pairs(lhs, rhs, out, pad, stride, lhs_dilate, rhs_dilate) -> int:
   return int(np.sum(inside & (at % lhs_dilate == 0)))
 
 
+def started(module: Module) -> Iterator[tuple[tuple, str]]:
+  """(what `again` gives, computation) of collectives that start in a fusion.
+
+  The same collective is written once more in the fusions that it runs beside
+  and in the one that waits for it.
+  """
+  for name, ops in module.computations.items():
+    if any('AsyncCollectiveStart' in op.rest for op in ops.values()):
+      for op in ops.values():
+        if again(op):
+          yield again(op), name
+
+
+def again(op: Op) -> tuple | None:
+  """What two mentions of one collective have in common."""
+  if op.code not in COLLECTIVES:
+    return None
+  return op.attribute('channel_id'), op.code, op.out[0].dims
+
+
 def collective(
-  op: Op, ops: Mapping[str, Op], computation: str
+  op: Op, ops: Mapping[str, Op], computation: str, devices: int
 ) -> Iterator[tuple[str, float]]:
   """(kind, bytes that a device sends) of a collective."""
   kind = op.code.removesuffix('-start')
   if kind not in COLLECTIVES:
     return
   put = sum(a.bytes for x in op.operands if x in ops for a in ops[x].out)
-  n = 1 if kind in ('collective-permute', 'send') else group_size(op)
+  n = 1 if kind in ('collective-permute', 'send') else group_size(op, devices)
   if kind == 'all-gather':
     yield kind, put * (n - 1)
   elif kind == 'all-reduce' and 'all-reduce-scatter' in computation:
@@ -249,13 +295,16 @@ def collective(
     yield kind, put
 
 
-def group_size(op: Op) -> int:
-  """Devices that take part in a collective together.
+def group_size(op: Op, devices: int) -> int:
+  """Devices that take part in a collective together, of so many in all.
 
-  Groups are written as lists, as [groups, size], or as axes of a mesh, of
-  which 'axis':(a)b is a part of size b.
+  Groups are written as lists, none being all devices, as [groups, size], or
+  as axes of a mesh, of which 'axis':(a)b is a part of size b.
   """
-  found = re.search(r'replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}', op.rest)
+  if 'replica_groups={}' in op.rest:
+    return devices
+  axes = r'replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}'
+  found = re.search(axes, op.rest)
   if found:
     sizes = dict(re.findall(r"'([^']+)'=(\d+)", found[1]))
     axes = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", found[2])

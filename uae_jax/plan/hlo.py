@@ -65,6 +65,8 @@ class Module:
     """Reads every computation."""
     self.computations: dict[str, dict[str, Op]] = {}
     self.entry = ''
+    parts = re.search(r'num_partitions=(\d+)', text.partition('\n')[0])
+    self.devices = int(parts[1]) if parts else 1
     here: dict[str, Op] | None = None
     for line in text.splitlines():
       head = _HEAD.match(line)

@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from uae_jax import zoo
 from uae_jax.errors import UserError
+from uae_jax.nn import kernels
 from uae_jax.plan import model_flops
 from uae_jax.sharding.mesh import check_batch
 from uae_jax.train import tasks
@@ -39,22 +40,23 @@ class Program:
     args: shapes with their shardings.
     mesh: of those.
     options: of `jax.jit`.
+    attention: see `nn.kernels.use`.
   """
 
   fn: Callable[..., Any]
   args: Sequence[Any]
   mesh: Mesh
   options: Mapping[str, Any]
+  attention: str
 
   def lower(self) -> Any:
     """Lowered for the devices of the mesh."""
-    with jax.set_mesh(self.mesh):
+    with jax.set_mesh(self.mesh), kernels.use(self.attention):
       return jax.jit(self.fn, **self.options).lower(*self.args)
 
   def flops(self, loop: int) -> float:
-    """See `model_flops.count`."""
-    with jax.set_mesh(self.mesh):
-      return model_flops.count(self.fn, *self.args, loop=loop)
+    """See `model_flops.count`; of what all devices do, so of no mesh."""
+    return model_flops.count(self.fn, *self.args, loop=loop)
 
 
 def build(config, mesh: Mesh, name: str) -> Program:
@@ -81,7 +83,10 @@ def build(config, mesh: Mesh, name: str) -> Program:
   kw = dict(umm=umm, options=options)
   roll = functools.partial(roll_out, **kw)
   homes = jax.tree.map(lambda x: x.sharding, state)
-  update = dict(donate_argnums=0, out_shardings=(homes, None))
+  in_place = dict(donate_argnums=0, out_shardings=(homes, None))
+
+  def program(fn, *args, **options):
+    return Program(fn, args, mesh, options, config.model.attention)
 
   def rolled_out():
     with jax.set_mesh(mesh):
@@ -90,18 +95,18 @@ def build(config, mesh: Mesh, name: str) -> Program:
 
   if name == 'train_step':
     fn = functools.partial(train_step, optimizer=optimizer, **kw)
-    return Program(fn, (state, batch, key), mesh, update)
+    return program(fn, state, batch, key, **in_place)
   if name == 'rollout':
-    return Program(roll, (state, batch, key), mesh, {})
+    return program(roll, state, batch, key)
   if name == 'update':
     fn = functools.partial(learn, optimizer=optimizer, **kw)
-    return Program(fn, (state, batch, rolled_out(), key), mesh, update)
+    return program(fn, state, batch, rolled_out(), key, **in_place)
 
   def draw(state, captions, key):
     policy = options.gathered(options.policy(state))
     return umm.draw(policy, state.frozen, captions, None, key)
 
-  return Program(draw, (state, rolled_out().captions, key), mesh, {})
+  return program(draw, state, rolled_out().captions, key)
 
 
 def unrestricted(config) -> Any:

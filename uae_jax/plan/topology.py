@@ -13,8 +13,6 @@ import re
 from typing import Any
 
 import jax
-import numpy as np
-from jax.sharding import AxisType, Mesh
 
 from uae_jax.errors import UserError
 
@@ -121,36 +119,3 @@ def devices(name: str, slices: int = 1) -> list[Any]:
       f'{EXAMPLES[kind]}'
     ) from None
   return list(topology.devices)
-
-
-def make_mesh(found: list[Any], data: int, model: int, slices: int = 1) -> Mesh:
-  """The ('data', 'model') mesh over devices of `devices`.
-
-  Neighbours on the model axis are neighbours on the torus; slices divide the
-  data axis.
-
-  Raises:
-    UserError: the axes do not cover the devices.
-  """
-  from jax.experimental import mesh_utils
-
-  n = len(found)
-  if data == -1 and model > 0 and n % model == 0:
-    data = n // model
-  if data * model != n or data % slices:
-    raise UserError(
-      f'mesh.data={data} x mesh.model={model} does not cover {n} devices in '
-      f'{slices} slice(s): set mesh.data=-1 or a product of {n}'
-    )
-  if slices > 1:
-    grid = mesh_utils.create_hybrid_device_mesh(
-      (data // slices, model), (slices, 1), devices=found,
-      allow_split_physical_axes=True,
-    )  # fmt: skip
-  else:
-    grid = mesh_utils.create_device_mesh(
-      (data, model), found, allow_split_physical_axes=True
-    )
-  return Mesh(
-    np.asarray(grid), ('data', 'model'), axis_types=(AxisType.Auto,) * 2
-  )

@@ -17,6 +17,7 @@ from ml_collections import config_flags
 
 from uae_jax.errors import UserError
 from uae_jax.plan import topology
+from uae_jax.sharding.mesh import make_mesh
 from uae_jax.tools import cli
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -53,16 +54,9 @@ def main() -> None:
       print(f'not here, planned by their sizes: {", ".join(missing)}')
     if SEARCH.value:
       return search(config, devices, chip)
-    mesh = make_mesh(config, devices)
+    mesh = make_mesh(config.mesh.data, config.mesh.model, devices)
     reports = {name: shown(config, mesh, chip, name) for name in PROGRAMS.value}
     finish(config, mesh, chip, reports)
-
-
-def make_mesh(config, devices):
-  """The mesh that the config asks for."""
-  return topology.make_mesh(
-    devices, config.mesh.data, config.mesh.model, SLICES.value
-  )
 
 
 def shown(config, mesh, chip, name):
@@ -179,9 +173,7 @@ def search(config, devices, chip) -> None:
   best = None
   model = 1
   while len(devices) % model == 0 and model <= 16:
-    mesh = topology.make_mesh(
-      devices, len(devices) // model, model, SLICES.value
-    )
+    mesh = make_mesh(-1, model, devices)
     images = mesh.shape['data']
     while True:
       trial = fit.set_key(config, 'train.images', images)

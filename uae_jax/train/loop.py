@@ -9,6 +9,7 @@ import numpy as np
 from uae_jax.ckpt.orbax_io import Checkpoints
 from uae_jax.errors import UserError
 from uae_jax.eval import report
+from uae_jax.nn import kernels
 from uae_jax.sharding import hosts
 from uae_jax.sharding.mesh import make_mesh, put_batch
 from uae_jax.train import tasks, workdir
@@ -45,7 +46,7 @@ def _run(config, folder) -> int:
   if first:
     workdir.check(folder, config.to_dict())
   mesh = make_mesh(config.mesh.data, config.mesh.model)
-  with jax.set_mesh(mesh):
+  with jax.set_mesh(mesh), kernels.use(config.model.attention):
     task = tasks.build(config, mesh)
     if first:
       workdir.claim(folder, config.to_dict())

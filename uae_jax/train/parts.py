@@ -8,7 +8,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from uae_jax import zoo
@@ -19,6 +18,7 @@ from uae_jax.errors import UserError
 from uae_jax.infer.options import FILE
 from uae_jax.rewards.features import Tower
 from uae_jax.sharding import hosts
+from uae_jax.sharding.mesh import rows_here
 
 # Where trained weights go, below the export of a run.
 POLICY = 'policy'
@@ -117,7 +117,7 @@ class Parts:
       prompts=wanted and not training and config.eval.prompts,
     )
 
-  def train_data(self, config) -> Any:
+  def train_data(self, config, mesh) -> Any:
     """Endless shuffled batches of this host's share."""
     source = pipeline.make_source(
       config.data.source, seed=config.train.seed, side=config.data.side
@@ -125,10 +125,9 @@ class Parts:
     return pipeline.make_loader(
       source,
       self.example(config, source, training=True),
-      batch=config.train.images // jax.process_count(),
+      batch=config.train.images,
       seed=config.train.seed,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
+      mine=rows_here(config.train.images, mesh),
     )
 
   def heldout_data(self, config) -> Callable[[], Iterable[dict]]:

@@ -46,6 +46,7 @@ class StepOptions:
       works through them in pieces, and the loss is that of all together.
     update_size: the same of scoring and of the gradient.
     gathered: policy -> the copy that rollouts read, see `state.gatherer`.
+    spread: policy -> as it is scored and learnt, see `sharding.fsdp`.
   """
 
   group: int
@@ -62,6 +63,7 @@ class StepOptions:
   rollout_size: int = 0
   update_size: int = 0
   gathered: Callable[[Any], Any] = lambda policy: policy
+  spread: Callable[[Any], Any] = lambda policy: policy
 
   def policy(self, state: TrainState, params: Any = None) -> Any:
     """The whole policy of a state, or with other trained parameters."""
@@ -192,7 +194,7 @@ def learn(
   score = lambda half, policy, data: _score(umm, half, policy, data)
   for name, half in halves.items():
     if options.term(name)[1].beta:
-      start = reference(state.frozen, policy)
+      start = options.spread(reference(state.frozen, policy))
       ref = chunks.map_pieces(
         lambda _, data, name=name: score(name, start, data)[0],
         options.update_size,
@@ -234,7 +236,7 @@ def _updates(state, data, rng, score, optimizer, options):
   order = jnp.stack(order).reshape(options.inner_epochs * parts, -1)
 
   def loss_of_piece(params, part):
-    policy = options.policy(state, params)
+    policy = options.spread(options.policy(state, params))
     total, metrics = 0.0, {}
     for name, half in part['halves'].items():
       weight, loss_options = options.term(name)

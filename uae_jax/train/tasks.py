@@ -21,6 +21,7 @@ from uae_jax.nn import lora as lora_lib
 from uae_jax.nn.lora import LoRA
 from uae_jax.rl.grpo import GRPO
 from uae_jax.sharding import offload
+from uae_jax.sharding.fsdp import spreader
 from uae_jax.sharding.mesh import check_batch
 from uae_jax.train import (
   assemble_umm1,
@@ -113,7 +114,7 @@ def _encoder(config, mesh) -> Task:
     step=functools.partial(
       train_step, umm=parts.umm, optimizer=optimizer, options=options
     ),
-    data=parts.train_data(config),
+    data=parts.train_data(config, mesh),
     evaluate=scenes_bench.Evaluator(
       parts.umm, parts.heldout_data(config), parts.decode, mesh,
       options.policy, lambda state: state.frozen, config.eval.gallery,
@@ -126,11 +127,11 @@ def _encoder(config, mesh) -> Task:
 def encoder(config, parts: Parts, mesh) -> tuple[StepOptions, Any, TrainState]:
   """(options, optimizer, step 0) of Unified-GRPO; shapes where parts are."""
   options = step_options(config)
+  policy, vlm = parts.params['policy'], parts.umm.vlm
   options = dataclasses.replace(
     options,
-    gathered=gatherer(
-      parts.params['policy'], parts.umm.vlm.DECODES, config.model.dtype
-    ),
+    gathered=gatherer(policy, vlm.DECODES, config.model.dtype),
+    spread=spreader(policy, vlm.MATRICES),
   )
   params, frozen = _trained(config, parts, options.lora)
   optimizer = optim.make(config)
@@ -256,7 +257,7 @@ def _pretrain(config, mesh) -> Task:
       supervised_step, loss_fn=_pretrain_loss(config, parts.umm),
       optimizer=optimizer,
     ),
-    data=parts.train_data(config),
+    data=parts.train_data(config, mesh),
     evaluate=scenes_bench.Evaluator(
       parts.umm, parts.heldout_data(config), parts.decode, mesh,
       lambda state: whole(state)['policy'], whole,
@@ -299,7 +300,7 @@ def _tower(config, mesh) -> Task:
       loss_fn=contrastive.Contrastive(tower, config.tower.views),
       optimizer=optimizer,
     ),
-    data=towers.data(config, tower, tokenizer),
+    data=towers.data(config, tower, tokenizer, mesh),
     evaluate=None,
     export=export,
     headline=('optim/loss', 'tower/accuracy'),

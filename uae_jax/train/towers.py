@@ -4,13 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from uae_jax import zoo
 from uae_jax.data import pipeline, tokenize
 from uae_jax.models import clip
 from uae_jax.rewards.features import Tower
 from uae_jax.sharding import hosts
+from uae_jax.sharding.mesh import rows_here
 
 
 def new_tower(config) -> tuple[zoo.Model, Tower, Any]:
@@ -41,16 +40,15 @@ def write_processor(tower: Tower, folder: Path) -> None:
     (folder / 'preprocessor_config.json').write_text(text)
 
 
-def data(config, tower: Tower, tokenizer) -> Any:
+def data(config, tower: Tower, tokenizer, mesh) -> Any:
   """Endless batches of scenes beside their edits, with full captions."""
   return pipeline.make_loader(
     pipeline.make_source(
       config.data.source, seed=config.train.seed, side=tower.size
     ),
     pipeline.PairExample(tokenizer, config.rollout.length),
-    batch=config.train.images // jax.process_count(),
+    batch=config.train.images,
     seed=config.train.seed,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
+    mine=rows_here(config.train.images, mesh),
     shuffle=False,
   )
