@@ -200,19 +200,19 @@ def _kernel(op: Op, ops: Mapping[str, Op]) -> float:
   """Of splash attention: the products of the blocks that are worked on.
 
   Its operands are [1, a, b] tables of those blocks; queries, keys and values
-  [B N T H]; ids; and, where a mask is more than its ids, the masks of blocks,
-  [n, queries, keys], which then have a third table.
+  [B N T H] (without B if that is 1); ids; and, where a mask is more than its
+  ids, the masks of blocks, [n, queries, keys], which then have a third table.
   """
   products = [n for kind, n in PRODUCTS.items() if kind in op.name]
   if not products:
     return 0.0
-  put = [ops[x].out[0].dims for x in op.operands]
-  first = next(i for i, dims in enumerate(put) if len(dims) == 4)
-  *batch, t, h = put[first]
-  pairs = t * put[first + 1][2]
+  put = [ops[x].out[0] for x in op.operands]
+  first = next(i for i, x in enumerate(put) if x.dtype in ('bf16', 'f32'))
+  *rows, t, h = put[first].dims
+  pairs = t * put[first + 1].dims[-2]
   if first == 3:
-    pairs = math.prod(put[0]) * math.prod(put[-1][1:])
-  return 2.0 * products[0] * math.prod(batch) * pairs * h
+    pairs = math.prod(put[0].dims[-2:]) * math.prod(put[-1].dims[-2:])
+  return 2.0 * products[0] * math.prod(rows) * pairs * h
 
 
 def _convolution(op: Op, ops: Mapping[str, Op]) -> float:
