@@ -60,7 +60,7 @@ def test_a_loop_over_spread_weights_counts_as_often_as_it_runs(mesh):
   assert found.ici == pytest.approx(weights * 3 / 4, rel=0.01)
   # Each device reads them, gathered or not, and little else.
   assert weights / 4 < found.bytes < 5 * weights
-  assert not found.gradients
+  assert not found.whole
 
 
 def test_whole_gradients_are_told_from_scattered_ones(mesh):
@@ -70,12 +70,12 @@ def test_whole_gradients_are_told_from_scattered_ones(mesh):
   home = dict(out_shardings=spread.sharding)
   found = counting.count(compiled(slope, spread, x, **home))
   assert found.flops == pytest.approx(3 * 2 * LAYERS * ROWS * WIDTH**2 / 4)
-  assert not found.gradients
+  assert not found.whole
   copied = shape(mesh, (LAYERS, WIDTH, WIDTH))
   home = dict(out_shardings=copied.sharding)
   found = counting.count(compiled(slope, copied, x, **home))
   each = 2 * LAYERS * WIDTH**2  # bytes in bfloat16, sent about 3/4 twice
-  assert sum(found.gradients.values()) >= each * 1.4
+  assert sum(found.whole.values()) >= each * 1.4
 
 
 def test_a_loop_that_may_end_early_counts_as_if_it_does_not(mesh):

@@ -34,7 +34,7 @@ def test_the_embedded_run_is_planned():
   assert 0.8 < found['hardware_flops'] / found['model_flops'] < 1.2
   assert found['step_seconds'] > 0
   update = found['programs']['update']
-  assert update['sent']['reduce-scatter'] > 0 and not update['gradients']
+  assert update['sent']['reduce-scatter'] > 0 and not update['whole']
 
 
 def test_what_is_too_large_says_by_how_much_and_what_to_change():

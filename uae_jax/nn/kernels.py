@@ -136,8 +136,11 @@ def splash(q, segments, ids=None, *, interpret: bool = False):
 
   def local(q, k, v, q_ids, k_ids):
     run = jax.vmap(_splash_kernel(full, n // across, sizes, interpret))
-    heads_first = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
-    return run(*heads_first, (q_ids, k_ids))
+    heads_first = [jnp.swapaxes(x, 1, 2) for x in (q, k, v)]
+    if q.dtype == jnp.float32:
+      return run(*heads_first, (q_ids, k_ids))
+    with jax.default_matmul_precision('default'):  # it has no other in bf16
+      return run(*heads_first, (q_ids, k_ids))
 
   if not mesh.empty:
     spec, ids_spec = P(rows, None, split), P(rows)

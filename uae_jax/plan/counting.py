@@ -28,7 +28,7 @@ COLLECTIVES = (
 )  # fmt: skip
 # Matrix products of a block, by the kernel's name.
 PRODUCTS = {'splash_mha_fwd': 2, 'splash_mha_dkv': 4, 'splash_mha_dq': 3}
-LARGE = 2**20  # bytes of an all-reduce that is no mere number
+LARGE = 2 * 2**20  # bytes sent for what is no mere number or bias
 
 
 @dataclasses.dataclass
@@ -39,20 +39,21 @@ class Counts:
     flops: of matrix products and convolutions.
     bytes: read from and written to HBM, as far as instructions tell.
     sent: bytes by collective.
-    gradients: bytes of large all-reduces in backward passes.
+    whole: bytes of large all-reduces over all of the data axis, by what they
+      are of: gradients, or weights that are put together, at twice the cost.
   """
 
   flops: float = 0.0
   bytes: float = 0.0
   sent: dict[str, float] = dataclasses.field(default_factory=dict)
-  gradients: dict[str, float] = dataclasses.field(default_factory=dict)
+  whole: dict[str, float] = dataclasses.field(default_factory=dict)
 
   def add(self, other: 'Counts', times: float = 1.0) -> None:
     """Adds `other`, `times` over."""
     self.flops += times * other.flops
     self.bytes += times * other.bytes
     for mine, theirs in (
-      (self.sent, other.sent), (self.gradients, other.gradients),
+      (self.sent, other.sent), (self.whole, other.whole),
     ):  # fmt: skip
       for key, value in theirs.items():
         mine[key] = mine.get(key, 0.0) + times * value
@@ -68,18 +69,24 @@ class Counts:
     return self.sent.get('send', 0.0)
 
 
-def count(text: str) -> Counts:
-  """Counts a compiled module, the text of `compiled.as_text()`."""
+def count(text: str, data: int | None = None) -> Counts:
+  """Counts a compiled module, the text of `compiled.as_text()`.
+
+  Args:
+    text: of the module.
+    data: size of the data axis; all devices if not told.
+  """
   module = Module(text)
-  return Counter(module).of(module.entry, False)
+  return Counter(module, data or module.devices).of(module.entry, False)
 
 
 class Counter:
   """Counts the computations of a module, each once."""
 
-  def __init__(self, module: Module):
+  def __init__(self, module: Module, data: int):
     """Counts nothing yet."""
     self.module = module
+    self.data = data
     self._started = dict(started(module))
     self._known: dict[tuple[str, bool], Counts] = {}
 
@@ -96,13 +103,18 @@ class Counter:
         continue  # a later part of one that another fusion has started
       for key, sent in collective(op, ops, name, self.module.devices):
         out.sent[key] = out.sent.get(key, 0.0) + sent
-        if key == 'all-reduce' and is_gradient(op) and sent > LARGE:
+        if key == 'all-reduce' and sent > LARGE and self._is_whole(op):
           where = op.attribute('op_name', '"[^"]*"') or op.name
-          out.gradients[where] = out.gradients.get(where, 0.0) + sent
+          out.whole[where] = out.whole.get(where, 0.0) + sent
       if not fused and op.code not in _FREE:
         out.bytes += self._traffic(op, ops)
       self._add_called(op, ops, out, fused)
     return out
+
+  def _is_whole(self, op: Op) -> bool:
+    """Is it over all of the data axis?"""
+    n = group_size(op, self.module.devices)
+    return n in (self.data, self.module.devices)
 
   def _add_called(self, op: Op, ops, out: Counts, fused: bool) -> None:
     called = [n for n in op.calls() if n in self.module.computations]
@@ -316,8 +328,3 @@ def group_size(op: Op, devices: int) -> int:
   if not found:
     raise ValueError(f'the groups of {op.name} cannot be read: {op.rest[:200]}')
   return len(found[1].split(','))
-
-
-def is_gradient(op: Op) -> bool:
-  """Was it made by a backward pass?"""
-  return 'transpose(' in op.rest

@@ -88,7 +88,7 @@ def compiled(config, mesh: Mesh, chip: Chip, name: str) -> Report:
     arguments=m.argument_size_in_bytes,
     temporaries=m.temp_size_in_bytes,
     peak=m.peak_memory_in_bytes,
-    counts=counting.count(done.as_text()),
+    counts=counting.count(done.as_text(), mesh.shape['data']),
     model_flops=free.flops(config.rollout.length) / mesh.size,
     seconds=seconds,
   )

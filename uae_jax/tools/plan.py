@@ -85,8 +85,8 @@ def line(name, report, chip) -> str:
     f'            at least {report.least_seconds(chip):.3g} s ({busy}); '
     f'compiled in {report.seconds:.0f} s'
     + ''.join(
-      f'\n            all-reduce of a whole gradient, {v / 1e9:.3g} GB: {k}'
-      for k, v in c.gradients.items()
+      f'\n            all-reduce of whole matrices, {v / 1e9:.3g} GB: {k}'
+      for k, v in c.whole.items()
     )
   )
 
