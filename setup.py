@@ -27,7 +27,7 @@ EXTRAS = {
   'cuda': ['jax[cuda13]>=0.10'],
   'test': [
     'pytest>=8',
-    'pytest-xdist>=3.6',  # pytest -n
+    'pytest-xdist>=3.7',  # pytest -n
     'torch==2.13.0',  # the reference implementations run on it
     'diffusers>=0.36',  # reference MM-DiT, scheduler
     'accelerate>=1.0',  # diffusers' from_pretrained
