@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-STEPS = 14
+STEPS = 16
 ARGS = (
   '--config=configs/umm1.py', f'--config.train.steps={STEPS}',
   '--config.train.images=8', '--config.train.group_size=2',
@@ -72,6 +72,12 @@ class Hosts:
       time.sleep(0.2)
       assert all(p.poll() is None for p in self.processes), self.said()
 
+  def resumed(self) -> None:
+    """Waits for a step of its own."""
+    while 'resuming' not in self.said():
+      time.sleep(0.2)
+    self.until(max(self.steps()) + 1)
+
   def codes(self, seconds: float) -> list[int]:
     """Exit codes, which must be there within some time."""
     end = time.monotonic() + seconds
@@ -125,10 +131,14 @@ def test_two_processes_are_one_run_that_is_not_lost(tmp_path, cache, alone):
     for key in ('reward/mean', 'optim/grad_norm', 'caption/length'):
       np.testing.assert_allclose(mine[key], other[key], rtol=1e-5, err_msg=key)
 
+  with Hosts(folder, 2, cache) as two:  # resumes; the first host is lost
+    two.resumed()
+    two.processes[0].send_signal(signal.SIGKILL)
+    assert two.codes(60) == [-signal.SIGKILL, 3], two.said()
+    assert 'process 0 of 2 is gone' in two.said()
+
   with Hosts(folder, 2, cache) as two:  # resumes; one host is taken away
-    while 'resuming' not in two.said():
-      time.sleep(0.2)
-    two.until(max(two.steps()) + 1)
+    two.resumed()
     two.processes[1].send_signal(signal.SIGTERM)
     assert two.codes(120) == [143, 143], two.said()
     assert 'run the same command to resume' in two.said()
