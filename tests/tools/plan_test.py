@@ -39,13 +39,22 @@ def test_the_embedded_run_is_planned():
 
 def test_what_is_too_large_says_by_how_much_and_what_to_change():
   code, out, err = plan(
-    '--config=configs/umm2.py:janus-pro-7b', '--topology=v5e:2x2',
-    '--programs=update', '--config.train.images=4',
+    '--config=configs/umm1.py', '--topology=v5e:2x2', '--programs=update',
+    '--config.train.images=32768',
   )  # fmt: skip
-  assert code == 2
-  assert 'GiB over the 15.75 GiB' in err and '--config.' in err
+  assert code == 2 and 'does not fit' in out
+  assert 'GiB over the 15.75 GiB' in err
+  assert '--config.memory.update_images=1 makes it fit' in err
   assert len(err.strip().splitlines()) == 1
-  assert 'deepseek-community/Janus-Pro-7B' in out  # planned without weights
+
+
+def test_models_that_are_not_here_are_planned_by_their_sizes():
+  code, out, err = plan(
+    '--config=configs/umm2.py:janus-pro-7b', '--topology=v5e:2x2',
+    '--programs=dream', '--config.train.images=4',
+  )  # fmt: skip
+  assert 'deepseek-community/Janus-Pro-7B' in out
+  assert code == 2 and 'dream' in err  # as far as that
 
 
 @pytest.mark.parametrize(
