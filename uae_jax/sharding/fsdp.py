@@ -132,7 +132,8 @@ def product(x: Array, w: Array | Spread, inner: tuple[int, ...]) -> Array:
   """`x` times a matrix, in the dtype of `x`.
 
   Args:
-    x: [B ... *inner]; the rows B lie along the data axis.
+    x: [B ... *inner]; the rows B lie along the data axis, or on every device
+      where they do not divide over it.
     w: the matrix.
     inner: its axes that the last ones of x meet, ascending.
 
@@ -141,8 +142,7 @@ def product(x: Array, w: Array | Spread, inner: tuple[int, ...]) -> Array:
   """
   if not isinstance(w, Spread):
     return _dot(x, w.astype(x.dtype), inner)
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or x.shape[0] % mesh.shape['data']:
+  if jax.sharding.get_abstract_mesh().empty:
     return _dot(x, w.value.astype(x.dtype), inner)
   return _spread_product(x, w.value, w.replace(value=None), inner)
 
@@ -158,13 +158,19 @@ def _spread_product(x, value, how, inner):
 
 
 def _specs(x, value, how, inner):
-  """Of x, the matrix, the product; is the model axis summed over?"""
+  """Where x, the matrix and the product lie."""
   w = P(*how.spec[-value.ndim :])
   outer = [a for i, a in enumerate(w) if i not in inner]
   meets = [w[i] for i in inner]
   clean = lambda axes: [None if a == 'data' else a for a in axes]
-  rows = ['data', *[None] * (x.ndim - len(inner) - 1)]
+  rows = [_rows(x), *[None] * (x.ndim - len(inner) - 1)]
   return P(*rows, *clean(meets)), w, P(*rows, *clean(outer))
+
+
+def _rows(x: Array) -> str | None:
+  """The mesh axis of the rows of x."""
+  data = jax.sharding.get_abstract_mesh().shape['data']
+  return None if x.shape[0] % data else 'data'
 
 
 def _mapped(fn, specs, out):
@@ -188,6 +194,7 @@ def _backward(how, inner, kept, dy):
   x_spec, w_spec, y_spec = _specs(x, value, how, inner)
   outer = tuple(i for i in range(value.ndim) if i not in inner)
   order = np.argsort([*inner, *outer])
+  copies = 1 if _rows(x) else np.prod(how.steps)  # of the same gradient
 
   def slopes(x, w, dy):
     w = how.replace(value=w)
@@ -195,8 +202,8 @@ def _backward(how, inner, kept, dy):
     dx = jax.lax.psum(dx, 'model') if 'model' in y_spec else dx
     rows = tuple(range(x.ndim - len(inner)))
     dw = jax.lax.dot_general(x, dy, ((rows, rows), ((), ())))
-    dw = w.take_apart(jnp.transpose(dw, order))
-    return dx, dw.astype(value.dtype)
+    dw = w.take_apart(jnp.transpose(dw, order)).astype(value.dtype)
+    return dx, dw / copies
 
   specs = (x_spec, w_spec, y_spec)
   return _mapped(slopes, specs, (x_spec, w_spec))(x, value, dy)
