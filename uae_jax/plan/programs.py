@@ -104,7 +104,7 @@ def build(config, mesh: Mesh, name: str) -> Program:
 
   def draw(state, captions, key):
     policy = options.gathered(options.policy(state))
-    return umm.draw(policy, state.frozen, captions, None, key)
+    return umm.draw(policy, options.frozen(state.frozen), captions, None, key)
 
   return program(draw, state, rolled_out().captions, key)
 

@@ -47,6 +47,7 @@ class StepOptions:
     update_size: the same of scoring and of the gradient.
     gathered: policy -> the copy that rollouts read, see `state.gatherer`.
     spread: policy -> as it is scored and learnt, see `sharding.fsdp`.
+    frozen: frozen parameters -> as rollouts read them, likewise.
   """
 
   group: int
@@ -64,6 +65,7 @@ class StepOptions:
   update_size: int = 0
   gathered: Callable[[Any], Any] = lambda policy: policy
   spread: Callable[[Any], Any] = lambda policy: policy
+  frozen: Callable[[Any], Any] = lambda frozen: frozen
 
   def policy(self, state: TrainState, params: Any = None) -> Any:
     """The whole policy of a state, or with other trained parameters."""
@@ -153,10 +155,11 @@ def roll_out(
 ) -> Rollout:
   """The first half of a step: images to captions, drawings and rewards."""
   policy = options.gathered(options.policy(state))
+  frozen = options.frozen(state.frozen)
 
   def piece(i, batch):
     key = rng if one else jax.random.fold_in(rng, i)
-    return umm.rollout(policy, state.frozen, batch, key, options.group)
+    return umm.rollout(policy, frozen, batch, key, options.group)
 
   one = chunks.pieces(len(batch.image), options.rollout_size) == 1
   return chunks.map_pieces(piece, options.rollout_size, batch)

@@ -44,6 +44,9 @@ from uae_jax.train.step import StepOptions, supervised_step, train_step
 from uae_jax.types import TrainState
 from uae_jax.zoo import weights
 
+# Of what draws: large, and multiplied alone.
+FROZEN_MATRICES = (r'(decoder|reference)/.*/kernel',)
+
 
 @dataclasses.dataclass
 class Task:
@@ -128,12 +131,13 @@ def encoder(config, parts: Parts, mesh) -> tuple[StepOptions, Any, TrainState]:
   """(options, optimizer, step 0) of Unified-GRPO; shapes where parts are."""
   options = step_options(config)
   policy, vlm = parts.params['policy'], parts.umm.vlm
+  params, frozen = _trained(config, parts, options.lora)
   options = dataclasses.replace(
     options,
     gathered=gatherer(policy, vlm.DECODES, config.model.dtype),
     spread=spreader(policy, vlm.MATRICES),
+    frozen=spreader(frozen, FROZEN_MATRICES),
   )
-  params, frozen = _trained(config, parts, options.lora)
   optimizer = optim.make(config)
   offloaded = 'optimizer' in offload.parse(config.memory.offload)
   state = create(params, frozen, optimizer, mesh, offloaded)
