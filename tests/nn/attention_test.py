@@ -124,3 +124,52 @@ def test_on_a_cpu_products_are_written_out_and_short_queries_everywhere():
   assert kernels.choose(half, segments) is None
   with kernels.use('splash'):  # not a TPU
     assert kernels.choose(half, segments) is None
+
+
+def plain(q, segments, ids=None):
+  """softmax(q k) v over copies of whatever is shared."""
+  g, m = q.shape[1], q.shape[3] // segments[0].k.shape[-2]
+  copies = lambda x, n: x if x.ndim == n else jnp.repeat(x[:, None], g, 1)
+  keys, values, seen = [], [], []
+  for segment in segments:
+    size = segment.k.shape[-3]
+    keys.append(copies(segment.k, 5))
+    values.append(copies(segment.v, 5))
+    mask = np.ones((q.shape[2], size), bool)
+    mask = jnp.asarray(np.tril(mask) if segment.causal else mask)
+    if segment.there is not None:
+      mask = mask & copies(segment.there, 3)[:, :, None]
+    seen.append(jnp.broadcast_to(mask, (len(q), g, *mask.shape[-2:])))
+  k, v = (jnp.repeat(jnp.concatenate(x, 2), m, 3) for x in (keys, values))
+  scores = jnp.einsum('BGLNH,BGSNH->BGNLS', q, k)
+  seen = jnp.concatenate(seen, -1)
+  if ids is not None:
+    seen = seen & (ids[:, None, :, None] == ids[:, None, None])
+  scores = jnp.where(seen[:, :, None], scores, -jnp.inf)
+  return jnp.einsum('BGNLS,BGSNH->BGLNH', jax.nn.softmax(scores, -1), v)
+
+
+@pytest.mark.parametrize('cache', [attention.CACHE, 1])
+@pytest.mark.parametrize('case', CASES)
+def test_products_are_the_softmax_over_copies(monkeypatch, case, cache):
+  monkeypatch.setattr(attention, 'CACHE', cache)  # 1: image by image
+  q, segments = case()
+  shared = lambda there: there if there is None else there[:1]
+  for masks in (lambda there: there, shared):  # one mask for all images
+    parts = [s._replace(there=masks(s.there)) for s in segments]
+    got = slopes(
+      functools.partial(attention._in_pieces, bias=None), q, parts, None
+    )
+    want = slopes(plain, q, segments_like(parts, len(q)), None)
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(
+        a, b, atol=2e-5 * np.abs(b).max()
+      ),
+      got, want,
+    )  # fmt: skip
+
+
+def segments_like(segments, rows):
+  """With masks of so many rows."""
+  full = lambda m: m if m is None else jnp.broadcast_to(m, (rows, *m.shape[1:]))
+  return [s._replace(there=full(s.there)) for s in segments]

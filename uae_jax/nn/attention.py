@@ -10,6 +10,7 @@ is one for the device, see `nn.kernels`; the products below are what it is
 measured against.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,9 +20,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from uae_jax.nn import kernels
+from uae_jax.sharding import chunks
 from uae_jax.sharding.rules import constrain
 
 MASKED = -1e30  # finite, so that a fully masked row stays finite
+CACHE = 4 * 2**20  # bytes of scores that are worked on at once on a CPU
 
 
 class Segment(NamedTuple):
@@ -88,36 +91,74 @@ def attend_group(
   if kernel is not None:
     out = kernel(q, segments, ids)
   else:
-    out = _attend(q, segments, ids, bias)
+    out = _in_pieces(q, segments, ids, bias)
   return constrain(out, 'batch', 'group', 'len', 'heads', 'emb')
 
 
+def _in_pieces(q, segments, ids, bias):
+  """`_attend` of as many images at once as a CPU's caches hold the scores of.
+
+  Their gradient computes the scores again: that is faster than to fetch them.
+  """
+  b, g, l, n, _ = q.shape
+  size = sum(segment.k.shape[-3] for segment in segments)
+  rows = max(1, CACHE // (4 * g * n * l * size))
+  if kernels.platform() != 'cpu' or chunks.pieces(b, rows) == 1:
+    return _attend(q, segments, ids, bias)
+
+  def whole(segment):  # a mask may stand for all images
+    there = segment.there
+    if there is not None and len(there) != b:
+      there = jnp.broadcast_to(there, (b, *there.shape[1:]))
+    return segment.k, segment.v, there
+
+  causal = [segment.causal for segment in segments]
+
+  @jax.checkpoint
+  def piece(_, q, parts, ids):
+    segments = [Segment(*part, c) for part, c in zip(parts, causal)]
+    return _attend(q, segments, ids, bias)
+
+  return chunks.map_pieces(piece, rows, q, [*map(whole, segments)], ids)
+
+
 def _attend(q, segments, ids=None, bias=None):
-  """Scores, softmax and mean as products that are written out."""
+  """Scores, softmax and mean as products that are written out.
+
+  Heads come first, so that all queries of an image that meet one head of keys
+  are the rows of one product. What is not yet divided by its sum is averaged.
+  """
   b, g, l, n, h = q.shape
   heads = segments[0].k.shape[-2]
-  q = q.reshape(b, g, l, heads, n // heads, h)
-  scores = []
+  q = q.reshape(b, g, l, heads, n // heads, h).transpose(0, 3, 1, 4, 2, 5)
+  scores, values, start = [], [], 0
   for segment in segments:
-    keys = 'BSKH' if segment.k.ndim == 4 else 'BGSKH'
-    score = jnp.einsum(f'BGLKMH,{keys}->BGKMLS', q, segment.k)
-    score = score.astype(jnp.float32)
+    keys, order = 'BKSH', (0, 2, 1, 3)
+    if segment.k.ndim == 5:
+      keys, order = 'BKGSH', (0, 3, 1, 2, 4)
+    score = jnp.einsum(
+      f'BKGMLH,{keys}->BKGMLS', q, segment.k.transpose(order)
+    ).astype(jnp.float32)
     seen = visible(segment, l, ids)
     if seen is not None:
-      score = jnp.where(seen[:, :, None, None], score, MASKED)
+      score = jnp.where(seen[:, None, :, None], score, MASKED)
+    if bias is not None:
+      size = score.shape[-1]
+      part = bias[..., start : start + size]
+      score = score + part.reshape(heads, 1, n // heads, *part.shape[1:])
+      start += size
     scores.append(score)
-  scores = jnp.concatenate(scores, -1)
-  if bias is not None:
-    scores = scores + bias.reshape(heads, n // heads, *bias.shape[1:])
-  probs = jax.nn.softmax(scores, -1).astype(q.dtype)
-  out, start = 0, 0
-  for segment in segments:
-    size = segment.v.shape[-3]
-    values = 'BSKH' if segment.v.ndim == 4 else 'BGSKH'
-    part = probs[..., start : start + size]
-    out = out + jnp.einsum(f'BGKMLS,{values}->BGLKMH', part, segment.v)
-    start += size
-  return out.reshape(b, g, l, n, h)
+    values.append((keys, segment.v.transpose(order)))
+  top = [jnp.max(score, -1, keepdims=True) for score in scores]
+  top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, top))
+  weights = [jnp.exp(score - top) for score in scores]
+  total = sum(jnp.sum(weight, -1, keepdims=True) for weight in weights)
+  out = sum(
+    jnp.einsum(f'BKGMLS,{keys}->BKGMLH', weight.astype(q.dtype), v)
+    for weight, (keys, v) in zip(weights, values)
+  )
+  out = (out / total).astype(q.dtype)
+  return out.transpose(0, 2, 4, 1, 3, 5).reshape(b, g, l, n, h)
 
 
 def visible(

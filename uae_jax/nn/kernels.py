@@ -50,21 +50,24 @@ def use(kind: str) -> Iterator[None]:
     _KIND.reset(token)
 
 
+def platform() -> str:
+  """Of the devices that a program is traced for."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return device.platform if device else jax.default_backend()
+
+
 def choose(q: Any, segments: Sequence[Any]) -> Callable[..., Any] | None:
   """The kernel for these [B G L N H] queries; None where there is none."""
-  mesh = jax.sharding.get_abstract_mesh()
-  device = mesh.abstract_device
-  platform = device.platform if device else jax.default_backend()
-  kind = _KIND.get()
+  on, kind = platform(), _KIND.get()
   if kind == 'auto':
-    kind = 'splash' if platform == 'tpu' else 'xla'
+    kind = 'splash' if on == 'tpu' else 'xla'
   long = q.shape[2] >= SHORTEST and q.dtype == jnp.bfloat16
   if any(s.k.ndim == 4 and np.ndim(s.there) == 3 for s in segments):
     return None  # what is shared would be padded differently for each
-  if kind == 'splash' and platform == 'tpu' and long:
+  if kind == 'splash' and on == 'tpu' and long:
     return splash
   small = q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
-  if kind == 'cudnn' and platform in ('gpu', 'cuda') and long and small:
+  if kind == 'cudnn' and on in ('gpu', 'cuda') and long and small:
     return functools.partial(dot_product, implementation='cudnn')
   return None
 
