@@ -1,11 +1,13 @@
-"""Long axes by pieces: the same numbers and gradients, less at once."""
+"""Long axes by pieces, layers one by one: the same numbers, less at once."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from uae_jax.nn.stack import by_chunks
+from uae_jax.nn.linear import Linear
+from uae_jax.nn.stack import Stack, apart, by_chunks
 
 RNG = np.random.default_rng(0)
 X, W = RNG.normal(size=(2, 6, 10, 4)), RNG.normal(size=(4, 50))
@@ -39,3 +41,29 @@ def test_logits_of_the_whole_length_never_exist():
 
   assert '2x6x10x50x' in text(0)
   assert '2x6x10x50x' not in text(5) and '2x6x5x50x' in text(5)
+
+
+class Layer(nn.Module):
+  """Adds what is its own to the carry, and tells it."""
+
+  @nn.compact
+  def __call__(self, x, own, shared):
+    x = jnp.tanh(Linear(4, name='map')(x) + own * shared)
+    return x, {'seen': x}
+
+
+@pytest.mark.parametrize('layers', [3, 6])
+def test_layers_apart_are_the_stack(layers):
+  stack = Stack(Layer, {}, layers, name='layers')
+  xs = RNG.normal(size=(layers, 2, 4)).astype(np.float32)
+  args = jnp.ones((2, 4)), xs, 0.3
+  params = stack.init(jax.random.key(0), *args)['params']
+  cut = apart({'lm': {'layers': params, 'norm': {'scale': 1}}})['lm']
+  assert set(cut['layers']) == {f'layer_{i}' for i in range(layers)}
+  assert cut['norm'] == {'scale': 1}
+  want = stack.apply({'params': params}, *args)
+  got = stack.apply({'params': cut['layers']}, *args)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), want, got
+  )
+  assert got[1]['seen'].shape == (layers, 2, 4)

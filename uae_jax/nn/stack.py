@@ -33,6 +33,8 @@ class Stack(nn.Module):
   @nn.compact
   def __call__(self, carry, xs, *shared):
     block = self.block
+    if self.has_variable('params', layer_name(0)):
+      return self._one_by_one(carry, xs, *shared)
     if self.remat != 'none':
       block = nn.remat(block, policy=REMAT[self.remat], prevent_cse=False)
     scanned = nn.scan(
@@ -44,6 +46,37 @@ class Stack(nn.Module):
       unroll=self.layers if self.layers <= 4 else 1,
     )
     return scanned(**self.kwargs, name='block')(carry, xs, *shared)
+
+  def _one_by_one(self, carry, xs, *shared):
+    """The same layers, of parameters that are `apart`."""
+    out = []
+    for i in range(self.layers):
+      layer = self.block(**self.kwargs, name=layer_name(i))
+      own = jax.tree.map(lambda x, i=i: x[i], xs)
+      carry, ys = layer(carry, own, *shared)
+      out.append(ys)
+    return carry, jax.tree.map(lambda *ys: jnp.stack(ys), *out)
+
+
+def layer_name(i: int) -> str:
+  """Where the parameters of a layer are, once they are `apart`."""
+  return f'layer_{i}'
+
+
+def apart(params: Mapping[str, Any]) -> dict[str, Any]:
+  """Parameters whose stacks are cut into layers, for a loop over tokens.
+
+  Where slicing is a copy, as on a CPU, a scan inside of such a loop would copy
+  every layer for every token.
+  """
+  if set(params) == {'block'}:
+    layers = len(jax.tree.leaves(params)[0])
+    one = lambda i: jax.tree.map(lambda x: x[i], params['block'])
+    return {layer_name(i): one(i) for i in range(layers)}
+  return {
+    key: apart(value) if isinstance(value, Mapping) else value
+    for key, value in params.items()
+  }
 
 
 def by_chunks(fn: Callable[..., Any], chunk: int, *arrays: jax.Array) -> Any:

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from uae_jax import trees
-from uae_jax.nn.stack import by_chunks
+from uae_jax.nn import kernels
+from uae_jax.nn.stack import apart, by_chunks
 from uae_jax.rewards import reconstruction
 from uae_jax.rewards.features import Tower
 from uae_jax.rollout import caption
@@ -24,14 +25,21 @@ from uae_jax.sharding import chunks, offload
 from uae_jax.types import Batch, Captions, Prefix, Rollout
 
 Params = Mapping[str, Any]
+COPIED = 2**30  # bytes
 
 
 class UMM:
   """image -> text -> image -> reward, but for the drawing."""
 
+  def see(self, policy: Params, batch: Batch) -> Batch:
+    """The batch with its image tokens, for all that reads it afterwards."""
+    with jax.named_scope('see'):
+      return self.vlm.apply({'params': policy}, batch, method='see')
+
   def prefill(self, policy: Params, batch: Batch) -> Prefix:
     """Image + prompt through the LLM, once per image."""
-    return self.vlm.apply({'params': policy}, batch, method='prefill')
+    with jax.named_scope('prefill'):
+      return self.vlm.apply({'params': policy}, batch, method='prefill')
 
   def describe(
     self, policy: Params, prefix: Prefix, rng: Key[Array, ''], group: int
@@ -39,6 +47,7 @@ class UMM:
     """Samples `group` captions per image."""
     b, d = prefix.hidden.shape
     first = jnp.broadcast_to(prefix.hidden[:, None], (b, group, d))
+    policy = for_tokens(policy)
     apply = lambda *a, method: self.vlm.apply(
       {'params': policy}, *a, method=method
     )
@@ -121,6 +130,18 @@ class UMM:
     logp, entropy = by_chunks(piece, self.chunk, states, captions.tokens)
     zero = lambda x: jnp.where(captions.mask, x, 0.0)
     return zero(logp), zero(entropy)
+
+
+def for_tokens(policy: Params) -> Params:
+  """The policy as a loop over tokens reads it fastest.
+
+  On a CPU, and where a second copy of the language model is small.
+  """
+  lm = policy['lm']
+  size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(lm))
+  if kernels.platform() != 'cpu' or size > COPIED:
+    return policy
+  return {**policy, 'lm': apart(lm)}
 
 
 def reference(frozen: Params, policy: Params) -> Params:

@@ -22,7 +22,7 @@ from uae_jax.rollout import caption, image_tokens
 from uae_jax.rollout.sampler import Sampler
 from uae_jax.sharding import chunks
 from uae_jax.types import Batch, Captions, Codes, Prefix, Prompt, Rollout
-from uae_jax.umm.base import UMM, Params
+from uae_jax.umm.base import UMM, Params, for_tokens
 from uae_jax.umm.painter import Painter
 
 
@@ -126,11 +126,12 @@ class UMM2(UMM):
     """Samples the codes of one image for every caption."""
     prompt = self.prompt(policy, captions)
     b, h = prompt.position.shape
+    sampled = for_tokens(policy)
     codes, logp = image_tokens.sample(
       lambda cache, codes, t: self._apply(
-        policy, prompt, cache, codes, t, method='decode_code'
+        sampled, prompt, cache, codes, t, method='decode_code'
       ),
-      self._apply(policy, prompt.hidden, method='code_logits'),
+      self._apply(sampled, prompt.hidden, method='code_logits'),
       self.vlm.empty_cache(b, h, self.codes),
       rng,
       self.code_sampler,
