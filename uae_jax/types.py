@@ -29,6 +29,7 @@ class Batch:
   prefix_ids: Int[Array, 'B S'] | None = None  # chat template, right padded
   prefix_positions: Int[Array, 'B 3 S'] | None = None  # M-RoPE
   prefix_mask: Bool[Array, 'B S'] | None = None
+  image_tokens: Float[Array, 'B M D'] | None = None  # once they are seen
   caption_ids: Int[Array, 'B L'] | None = None  # partial caption with EOS
   caption_mask: Bool[Array, 'B L'] | None = None
   full_ids: Int[Array, 'B L'] | None = None  # full caption with EOS

@@ -10,6 +10,7 @@ import pytest
 from tests import tiny_umm
 from tests.tiny_umm import OPTIONS, change, setup
 from uae_jax import trees
+from uae_jax.plan import model_flops
 from uae_jax.rollout.sampler import Sampler
 from uae_jax.sharding.mesh import make_mesh, put_batch, put_tree
 from uae_jax.sharding.rules import shardings
@@ -316,3 +317,28 @@ def test_a_rollout_in_pieces_has_ratio_one():
   after, metrics = step(state(), batch, RNG)
   assert float(metrics['rollout/train_gap']) < 1e-5
   assert float(metrics['reward/std']) > 0
+
+
+def test_images_seen_once_make_the_same_step():
+  """Rollout, reference and gradient share the tokens of the vision tower."""
+  once = dataclasses.replace(OPTIONS, sees_once=True)
+  steps = [setup(options=options) for options in (OPTIONS, once)]
+  (want, expected), (got, metrics) = (
+    step(state(), batch, RNG) for _, step, state, batch in steps
+  )
+  assert change(want.params, got.params) < 1e-6
+  np.testing.assert_allclose(
+    metrics['optim/loss'], expected['optim/loss'], atol=1e-6
+  )
+  _, _, state, batch = steps[0]
+  seen = [
+    sum(
+      flops
+      for scope, flops in model_flops.by_scope(
+        step.__wrapped__, state(), batch, RNG, loop=1
+      ).items()
+      if 'image_tokens' in scope
+    )
+    for _, step, _, _ in steps
+  ]
+  assert seen[0] == 3 * seen[1] > 0

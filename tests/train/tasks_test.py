@@ -1,10 +1,14 @@
 """Config keys arrive at the options they name."""
 
+import jax
 import pytest
 
 from tests.train.loop_test import config
+from uae_jax import zoo
 from uae_jax.errors import UserError
+from uae_jax.sharding.mesh import make_mesh
 from uae_jax.train import tasks
+from uae_jax.train.parts import Loader
 
 
 @pytest.mark.parametrize(
@@ -59,3 +63,20 @@ def test_what_cannot_be_a_step_is_refused(change):
 def test_an_unknown_choice_is_refused():
   with pytest.raises(ValueError, match='k9'):
     tasks.step_options(config(**{'grpo.kl': 'k9'}))
+
+
+@pytest.mark.parametrize(
+  'change, once',
+  [
+    ({}, True),
+    ({'train.trainable': ('.*',)}, False),
+    ({'train.trainable': ('vision/merger/.*', 'lm/.*')}, False),
+    ({'lora.rank': 2}, True),
+    ({'lora.rank': 2, 'lora.targets': ('vision/blocks/.*',)}, False),
+  ],
+)
+def test_images_are_seen_once_unless_the_tower_is_trained(change, once):
+  mesh = make_mesh(1, 1, jax.devices()[:1])
+  small = config(**change)
+  parts = tasks.load(small, Loader(small, mesh, zoo.structs))
+  assert tasks.encoder(small, parts, mesh)[0].sees_once == once

@@ -115,6 +115,7 @@ class Janus(Captioner):
 
   DECODES = (r'(lm|code_embed|code_aligner|code_head)/.*',)
   MATRICES = (r'.*/kernel', r'lm/embed/embedding')  # of products
+  SEES = (r'(vision|aligner)/.*',)
 
   vision: dict
   lm: dict

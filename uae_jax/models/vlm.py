@@ -33,6 +33,7 @@ class Captioner(nn.Module):
 
   DECODES = (r'lm/.*',)  # parameters that every sampled token reads
   MATRICES = (r'.*/kernel', r'lm/embed/embedding')  # of products
+  SEES = (r'vision/.*',)  # parameters that image tokens are made with
 
   def embed(self, ids: Int[Array, '*b']) -> Float[Array, '*b D']:
     return self.decoder.embed(ids).astype(self.dtype)
@@ -40,11 +41,17 @@ class Captioner(nn.Module):
   def logits(self, hidden: Float[Array, '*b D']) -> Float[Array, '*b V']:
     return self.decoder.logits(hidden)
 
+  def see(self, batch: Batch) -> Batch:
+    """The batch with its image tokens, which then are not computed again."""
+    return batch.replace(image_tokens=self.image_tokens(batch))
+
   def run_prefix(self, batch: Batch) -> tuple[Float[Array, 'B S D'], KV]:
     """Hidden states of image + prompt, and their KV [Y B S K H]."""
     ids = batch.prefix_ids
     x = self.embed(ids)
-    image_tokens = self.image_tokens(batch)
+    image_tokens = batch.image_tokens
+    if image_tokens is None:
+      image_tokens = self.image_tokens(batch)
     is_image = ids == self.image_pad
     nth = jnp.maximum(jnp.cumsum(is_image, -1) - 1, 0)
     merged = jnp.take_along_axis(image_tokens, nth[..., None], axis=1)

@@ -39,7 +39,7 @@ def _write(model: zoo.Model, folder: Path) -> None:
   (folder / 'config.json').write_text(text)
 
 
-def _processors(name: str, folder: Path, **changed) -> None:
+def processors(name: str, folder: Path, **changed) -> None:
   """A bundled tokenizer and preprocessor beside a config.json."""
   for file in convert.beside(zoo.resolve(name)):
     shutil.copy(file, folder / file.name)
@@ -55,7 +55,7 @@ def qwen(variant: str) -> Callable[[Path], None]:
     fields = dict(vlm.VARIANTS[variant], image_pad=_QWEN['image_token_id'])
     _write(zoo.policy(fields, _QWEN), folder)
     patch = fields['vision']['patch']
-    _processors(
+    processors(
       'bundled:umm1/processors', folder, patch_size=patch,
       min_pixels=4 * (2 * patch) ** 2,
     )  # fmt: skip
@@ -71,7 +71,7 @@ def janus_pro(variant: str) -> Callable[[Path], None]:
     _write(zoo.janus(fields, 3, _JANUS)[0], folder)
     side = fields['vision']['size']
     size = {'height': side, 'width': side}
-    _processors('bundled:umm2/processors', folder, size=size)
+    processors('bundled:umm2/processors', folder, size=size)
 
   return write
 
@@ -106,18 +106,24 @@ def tower(model: Callable[[], zoo.Model], side: int, resize: int, kind: str):
 
   def write(folder):
     _write(model(), folder)
-    settings = {
-      'image_processor_type': kind,
-      'size': {'shortest_edge': resize},
-      'crop_size': {'height': side, 'width': side},
-      'image_mean': [0.5] * 3,
-      'image_std': [0.5] * 3,
-      'resample': 3,
-    }
-    file = folder / 'preprocessor_config.json'
-    file.write_text(json.dumps(settings))
+    tower_view(folder, side, resize, kind)
 
   return write
+
+
+def tower_view(
+  folder: Path, side: int, resize: int, kind: str = 'CLIPImageProcessor'
+) -> None:
+  """A preprocessor beside a tower's config.json."""
+  settings = {
+    'image_processor_type': kind,
+    'size': {'shortest_edge': resize},
+    'crop_size': {'height': side, 'width': side},
+    'image_mean': [0.5] * 3,
+    'image_std': [0.5] * 3,
+    'resample': 3,
+  }
+  (folder / 'preprocessor_config.json').write_text(json.dumps(settings))
 
 
 # What a config may name -> what writes its stand-in.

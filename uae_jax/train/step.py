@@ -48,6 +48,8 @@ class StepOptions:
     gathered: policy -> the copy that rollouts read, see `state.gatherer`.
     spread: policy -> as it is scored and learnt, see `sharding.fsdp`.
     frozen: frozen parameters -> as rollouts read them, likewise.
+    sees_once: nothing is trained that images are seen with: rollout,
+      reference and gradient share their tokens.
   """
 
   group: int
@@ -66,6 +68,7 @@ class StepOptions:
   gathered: Callable[[Any], Any] = lambda policy: policy
   spread: Callable[[Any], Any] = lambda policy: policy
   frozen: Callable[[Any], Any] = lambda frozen: frozen
+  sees_once: bool = False
 
   def policy(self, state: TrainState, params: Any = None) -> Any:
     """The whole policy of a state, or with other trained parameters."""
@@ -138,6 +141,8 @@ def train_step(
     counted in `state.skipped`.
   """
   draw_rng, order_rng = jax.random.split(rng)
+  if options.sees_once:
+    batch = umm.see(options.spread(options.policy(state)), batch)
   rollout = roll_out(state, batch, draw_rng, umm=umm, options=options)
   return learn(
     state, batch, jax.lax.stop_gradient(rollout), order_rng,
@@ -198,11 +203,12 @@ def learn(
   for name, half in halves.items():
     if options.term(name)[1].beta:
       start = options.spread(reference(state.frozen, policy))
-      ref = chunks.map_pieces(
-        lambda _, data, name=name: score(name, start, data)[0],
-        options.update_size,
-        data,
-      )
+      with jax.named_scope('reference'):
+        ref = chunks.map_pieces(
+          lambda _, data, name=name: score(name, start, data)[0],
+          options.update_size,
+          data,
+        )
       halves[name] = half.replace(ref=ref)
 
   state, updates = _updates(
@@ -290,7 +296,7 @@ def apply_gradient(
     batch: tree of arrays [B ...].
     size: rows of a data shard in one piece; 0 is all.
   """
-  slope = jax.value_and_grad(loss_fn, has_aux=True)
+  slope = jax.named_scope('gradient')(jax.value_and_grad(loss_fn, has_aux=True))
   n = chunks.pieces(len(jax.tree.leaves(batch)[0]), size)
   if n == 1:
     (loss, metrics), grads = slope(state.params, batch)
@@ -307,17 +313,18 @@ def apply_gradient(
       k: jnp.max(v) if k.endswith(LARGEST) else jnp.sum(v)
       for k, v in found.items()
     }
-  norm = optax.global_norm(grads)
-  ok = jnp.isfinite(loss) & jnp.isfinite(norm)
-  old = offload.fetch(state.opt_state)
-  updates, opt_state = optimizer.update(grads, old, state.params)
-  params = optax.apply_updates(state.params, updates)
-  opt_state = trees.select(ok, opt_state, old)
-  state = state.replace(
-    params=trees.select(ok, params, state.params),
-    opt_state=offload.put_back(opt_state, state.opt_state),
-    skipped=jnp.where(ok, 0, state.skipped + 1),
-  )
+  with jax.named_scope('optimizer'):
+    norm = optax.global_norm(grads)
+    ok = jnp.isfinite(loss) & jnp.isfinite(norm)
+    old = offload.fetch(state.opt_state)
+    updates, opt_state = optimizer.update(grads, old, state.params)
+    params = optax.apply_updates(state.params, updates)
+    opt_state = trees.select(ok, opt_state, old)
+    state = state.replace(
+      params=trees.select(ok, params, state.params),
+      opt_state=offload.put_back(opt_state, state.opt_state),
+      skipped=jnp.where(ok, 0, state.skipped + 1),
+    )
   metrics |= {
     'optim/loss': loss,
     'optim/grad_norm': norm,

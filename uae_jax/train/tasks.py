@@ -137,6 +137,7 @@ def encoder(config, parts: Parts, mesh) -> tuple[StepOptions, Any, TrainState]:
     gathered=gatherer(policy, vlm.DECODES, config.model.dtype),
     spread=spreader(policy, vlm.MATRICES),
     frozen=spreader(frozen, FROZEN_MATRICES),
+    sees_once=not any(trees.flatten(trees.mask(params, vlm.SEES)).values()),
   )
   optimizer = optim.make(config)
   offloaded = 'optimizer' in offload.parse(config.memory.offload)

@@ -124,7 +124,8 @@ class UMM1(UMM):
     """Draws every caption with the frozen decoder; pixels in [0, 1]."""
     if self.environment == 'reference':
       policy = reference(frozen, policy)
-    cond = self.condition(policy, frozen['connector'], captions, prefix)
+    with jax.named_scope('condition'):
+      cond = self.condition(policy, frozen['connector'], captions, prefix)
     b, g, _ = captions.tokens.shape
     noise = self.painter.noise(rng, b, 1 if self.share_noise else g)
     noise = jnp.broadcast_to(noise, (b, g, *noise.shape[2:]))
