@@ -106,7 +106,7 @@ def get_config(variant: str = '') -> ConfigDict:
   # How much a step works on at once; 0 is everything. The loss is the same.
   c.memory = ConfigDict()
   c.memory.rollout_images = 0  # images of a data shard in one rollout
-  c.memory.drawings = 0  # drawings of a data shard
+  c.memory.drawings = 32  # drawings of a data shard; more fit no CPU's cache
   c.memory.update_images = 0  # images of a data shard in one gradient
   c.memory.offload = ''  # optimizer,reference: wait in the host's memory
 
