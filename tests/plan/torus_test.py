@@ -13,6 +13,7 @@ from uae_jax.nn.linear import Linear
 from uae_jax.plan import counting, topology
 from uae_jax.sharding import fsdp
 from uae_jax.sharding.mesh import lines, make_mesh
+from uae_jax.train.state import gatherer
 
 LAYERS, WIDTH = 4, 2048
 
@@ -123,3 +124,26 @@ def test_splash_is_used_for_tpus_and_its_products_are_counted(heads):
   flops = 4 * 1024 * 1024 * 2 * 128
   assert counting.count(plain).flops == pytest.approx(flops, rel=0.01)
   assert counting.count(fused).flops == pytest.approx(flops, rel=0.01)
+
+
+def test_what_is_sampled_from_is_gathered_where_the_compiler_would_not():
+  mesh = make_mesh(-1, 1, topology.devices('v5p:4x4x4'))
+  weights = shape(
+    mesh, (LAYERS, WIDTH, WIDTH), None, 'data', None, dtype=jnp.float32
+  )
+  policy = {'lm': {'layer': {'kernel': weights}}}
+  gather = gatherer(policy, (r'lm/.*',), jnp.bfloat16)
+  home = NamedSharding(mesh, P())
+  left = lambda tree: jax.tree.map(
+    lambda x: jax.lax.with_sharding_constraint(x.astype(jnp.bfloat16), home),
+    tree,
+  )
+
+  def found(fn):
+    text = jax.jit(fn).lower(policy).compile().as_text()
+    return counting.count(text, mesh.shape['data'])
+
+  size = 2 * LAYERS * WIDTH**2 * (1 - 1 / 64)
+  ours = found(gather)
+  assert ours.sent['all-gather'] == pytest.approx(size, rel=0.1)
+  assert not ours.whole and found(left).whole

@@ -125,3 +125,14 @@ def test_only_what_is_spread_is_wrapped():
 
 def test_without_a_torus_the_data_axis_is_one_line():
   assert lines(make_mesh(4, 2)) == ((4,), False)
+
+
+@pytest.mark.parametrize('steps, slices', [((4,), False), ((2, 2), True)])
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_copy_for_sampling_is_whole_and_cast(kind, steps, slices):
+  mesh = make_mesh(4, 2)
+  _, w = case(kind, mesh)
+  spread = fsdp.Spread(w, tuple(w.sharding.spec), steps, slices)
+  got = jax.jit(lambda s: s.everywhere(mesh, jnp.bfloat16))(spread)
+  assert 'data' not in got.sharding.spec
+  np.testing.assert_array_equal(got, w.astype(jnp.bfloat16))

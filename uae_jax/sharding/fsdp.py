@@ -19,6 +19,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
@@ -57,6 +58,14 @@ class Spread:
     for i in reversed(range(first, len(self.steps))):
       w = self._gather(w, i, axis, tiled=True)
     return self._flat(w, axis - 1) if self.slices else w
+
+  def everywhere(self, mesh: Mesh, dtype: Any) -> Array:
+    """The matrix in `dtype`, whole on every device of the data axis."""
+    kept = [None if axis == 'data' else axis for axis in self.spec]
+    return jax.shard_map(
+      lambda w: self.put_together(w.astype(dtype)), mesh=mesh,
+      in_specs=P(*self.spec), out_specs=P(*kept), check_vma=False,
+    )(self.value)  # fmt: skip
 
   def take_apart(self, grad: Array) -> Array:
     """Sums over the data axis and keeps the local part: the way back."""

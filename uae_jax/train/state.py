@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from uae_jax import trees
 from uae_jax.sharding import offload
+from uae_jax.sharding.fsdp import Spread, spreader
 from uae_jax.train.parts import MATRICES
 from uae_jax.types import TrainState
 
@@ -89,17 +90,17 @@ def gatherer(
     patterns: regexes of the parameters that are read for every token.
     dtype: of the activations.
   """
-  chosen = trees.flatten(trees.mask(policy, patterns))
-  homes = {path: x.sharding for path, x in trees.flatten(policy).items()}
+  matrices = [f'(?={MATRICES}$){pattern}' for pattern in patterns]
+  chosen = trees.flatten(trees.mask(policy, matrices))
+  mesh = jax.tree.leaves(policy)[0].sharding.mesh
+  spread = spreader(policy, matrices)
 
   def gather(path, x):
-    if not chosen[path] or not re.fullmatch(MATRICES, path):
-      return x
-    spec = [None if a == 'data' else a for a in homes[path].spec]
-    home = NamedSharding(homes[path].mesh, P(*spec))
-    return jax.lax.with_sharding_constraint(x.astype(dtype), home)
+    if isinstance(x, Spread):
+      return x.everywhere(mesh, dtype)
+    return x.astype(dtype) if chosen[path] else x
 
-  return lambda policy: trees.map_with_path(gather, policy)
+  return lambda policy: trees.map_with_path(gather, spread(policy))
 
 
 def split_policy(policy: Any, trainable: Sequence[str]) -> tuple[Any, Any]:
