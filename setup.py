@@ -1,4 +1,4 @@
-"""Packaging: `pip install -e .`, extras tpu, cuda, test, notebooks, dev."""
+"""Packaging: `pip install -e .`, extras tpu, cuda, test, bench, notebooks, dev."""
 
 from setuptools import find_packages, setup
 
@@ -42,6 +42,7 @@ EXTRAS = {
     'kubeflow-trainer-api>=2.1',  # and the set itself
     'pyyaml>=6',
   ],
+  'bench': ['matplotlib>=3.9'],  # draws what was measured
   'notebooks': ['jupyter>=1.1', 'matplotlib>=3.9'],
   'dev': ['pre-commit>=4', 'ruff>=0.14'],
 }

@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from uae_jax.nn import kernels
+from uae_jax.nn.stack import recomputed
 from uae_jax.sharding import chunks
 from uae_jax.sharding.rules import constrain
 
@@ -114,7 +115,7 @@ def _in_pieces(q, segments, ids, bias):
 
   causal = [segment.causal for segment in segments]
 
-  @jax.checkpoint
+  @recomputed
   def piece(_, q, parts, ids):
     segments = [Segment(*part, c) for part, c in zip(parts, causal)]
     return _attend(q, segments, ids, bias)

@@ -79,6 +79,11 @@ def apart(params: Mapping[str, Any]) -> dict[str, Any]:
   }
 
 
+def recomputed(fn: Callable[..., Any]) -> Callable[..., Any]:
+  """`fn`, of which a gradient keeps the arguments alone."""
+  return jax.checkpoint(fn)
+
+
 def by_chunks(fn: Callable[..., Any], chunk: int, *arrays: jax.Array) -> Any:
   """`fn` of pieces along the third axis, put together again.
 
@@ -107,5 +112,5 @@ def by_chunks(fn: Callable[..., Any], chunk: int, *arrays: jax.Array) -> Any:
     return x.reshape(*x.shape[:2], n * chunk, *x.shape[4:])[:, :, :length]
 
   pieces = tuple(map(cut, arrays))
-  out = jax.lax.map(jax.checkpoint(lambda piece: fn(*piece)), pieces)
+  out = jax.lax.map(recomputed(lambda piece: fn(*piece)), pieces)
   return jax.tree.map(join, out)
