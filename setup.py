@@ -1,4 +1,4 @@
-"""Packaging: `pip install -e .`, extras tpu, cuda, test, bench, notebooks, dev."""
+"""Packaging: `pip install -e .`, and the extras of `EXTRAS`."""
 
 from setuptools import find_packages, setup
 

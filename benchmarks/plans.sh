@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Plans of the real sizes, one JSON line each: benchmarks/plans.sh [FOLDER].
-# About two hours on two cores; finished ones are not repeated. What they say
+# About an hour on two cores; finished ones are not repeated. What they say
 # as a table: python benchmarks/plans_table.py [FOLDER].
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit

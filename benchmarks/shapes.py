@@ -150,7 +150,7 @@ SHAPES = {
   'embedded': Shape({}),
   'middle': Shape(
     {
-      'train.images': 2,
+      'train.images': 1,
       'rollout.length': 64,
       'rollout.draw_steps': 4,
       'data.side': 256,

@@ -238,3 +238,16 @@ def test_take_reads_in_order_once(tmp_path, plain):
   order = [int(path[-5]) for path in source.paths if path[-5] != '2']
   assert reds == [20 * i for i in order]
   assert batches == 3
+
+
+def test_a_batch_or_a_share_may_be_one_row(tmp_path, plain):
+  source = pipeline.make_source(_folder(tmp_path, 4))
+  make = lambda **kw: pipeline.make_loader(source, plain, seed=0, **kw)
+  alone, first, second = (
+    make(batch=1), make(batch=2, mine=(0,)), make(batch=2, mine=(1,))
+  )  # fmt: skip
+  for want in itertools.islice(make(batch=2), 3):
+    for i, share in enumerate((first, second)):
+      row = {k: v[i : i + 1] for k, v in want.items()}
+      _equal(row, next(share))
+      _equal(row, next(alone))

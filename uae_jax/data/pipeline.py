@@ -23,6 +23,8 @@ from uae_jax.errors import UserError
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.webp', '.gif', '.bmp')
 SPLITS = ('train', 'validation', 'edits', 'heldout', 'crowded')
 KEPT = ('validation', 'heldout')  # from training
+# Records of a run. A batch of one of grain's own endless repeats has no len().
+ENDLESS = 2**48
 
 
 def split_of(scene: np.ndarray) -> str:
@@ -294,7 +296,8 @@ def make_loader(
     An iterator whose place is read and set by `get_state`, `set_state`.
   """
   rows = grain.MapDataset.source(source).seed(seed)
-  rows = (rows.shuffle() if shuffle else rows).repeat().random_map(example)
+  rows = rows.shuffle() if shuffle else rows
+  rows = rows.repeat(ENDLESS // len(source)).random_map(example)
   if mine is not None and len(mine) < batch:
     rows = grain.MapDataset.source(Share(rows, batch, tuple(mine)))
     batch = len(mine)
