@@ -42,7 +42,7 @@ class Worker:
     for line in self.process.stdout:
       if line.startswith('{'):
         return json.loads(line)
-    raise RuntimeError(f'a worker ended: {self.process.args}')
+    raise SystemExit(f'a side ended early: {" ".join(self.process.args)}')
 
 
 def serve(
