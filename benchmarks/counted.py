@@ -23,6 +23,7 @@ import jax  # noqa: E402
 
 from configs import umm1  # noqa: E402
 from uae_jax.models import lm, qwen_vision  # noqa: E402
+from uae_jax.nn import kernels  # noqa: E402
 from uae_jax.plan import model_flops, programs, stand_ins  # noqa: E402
 from uae_jax.sharding.mesh import make_mesh  # noqa: E402
 
@@ -52,7 +53,9 @@ def update(prefix: int, length: int, group: int, images: int):
 
 def counted(program, state, batch, rollout, key) -> dict:
   """Tokens and operations by part."""
-  scopes = model_flops.by_scope(program.fn, state, batch, rollout, key, loop=1)
+  args = state, batch, rollout, key
+  with kernels.use('xla'):  # nothing is computed twice
+    scopes = model_flops.by_scope(program.fn, *args, loop=1)
   fields = lm.VARIANTS[MODEL]
   one = 2 * fields['width'] * fields['mlp'] * fields['layers']
   out = {}

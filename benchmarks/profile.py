@@ -103,7 +103,9 @@ def peak() -> float:
 def flops(fn, *args, loop: int) -> dict[str, float]:
   """Matrix products of a traced program by part."""
   by = collections.Counter()
-  for scope, count in model_flops.by_scope(fn, *args, loop=loop).items():
+  with kernels.use('xla'):  # nothing is computed twice
+    scopes = model_flops.by_scope(fn, *args, loop=loop)
+  for scope, count in scopes.items():
     by[part_of(scope)] += count
   return by
 

@@ -173,3 +173,16 @@ def segments_like(segments, rows):
   """With masks of so many rows."""
   full = lambda m: m if m is None else jnp.broadcast_to(m, (rows, *m.shape[1:]))
   return [s._replace(there=full(s.there)) for s in segments]
+
+
+def test_what_is_written_out_everywhere_computes_nothing_twice(monkeypatch):
+  monkeypatch.setattr(attention, 'CACHE', 1)
+  q, segments = causal()
+
+  def text():
+    fn = lambda q: jnp.sum(attention.attend_group(q, segments))
+    return str(jax.make_jaxpr(jax.grad(fn))(q))
+
+  assert 'scan' in text()
+  with kernels.use('xla'):
+    assert 'scan' not in text()

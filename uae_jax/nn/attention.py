@@ -104,7 +104,7 @@ def _in_pieces(q, segments, ids, bias):
   b, g, l, n, _ = q.shape
   size = sum(segment.k.shape[-3] for segment in segments)
   rows = max(1, CACHE // (4 * g * n * l * size))
-  if kernels.platform() != 'cpu' or chunks.pieces(b, rows) == 1:
+  if not kernels.in_pieces() or chunks.pieces(b, rows) == 1:
     return _attend(q, segments, ids, bias)
 
   def whole(segment):  # a mask may stand for all images

@@ -56,6 +56,11 @@ def platform() -> str:
   return device.platform if device else jax.default_backend()
 
 
+def in_pieces() -> bool:
+  """Are products written out image by image? On CPUs, unless 'xla' is said."""
+  return platform() == 'cpu' and _KIND.get() != 'xla'
+
+
 def choose(q: Any, segments: Sequence[Any]) -> Callable[..., Any] | None:
   """The kernel for these [B G L N H] queries; None where there is none."""
   on, kind = platform(), _KIND.get()
