@@ -76,31 +76,31 @@ def reference_of(params: Any, dtype: Any) -> Any:
 
 
 def gatherer(
-  policy: Any, patterns: Sequence[str], dtype: Any
+  params: Any, patterns: Sequence[str], dtype: Any = None
 ) -> Callable[[Any], Any]:
-  """What makes the copy of a policy that rollouts read.
+  """What makes the copy of parameters that are read many times in a rollout.
 
-  Sampling runs the decoder once per token. Where its matrices are spread over
-  the data axis they would travel for every token; so they are put together
-  once per rollout, in the dtype of the activations, and only the model axis
-  still splits them.
+  Sampling runs a language model once per token, a VAE once per few drawings.
+  Where matrices are spread over the data axis they would travel every time;
+  so they are put together once per rollout, and only the model axis still
+  splits them.
 
   Args:
-    policy: placed parameters (arrays or shapes).
-    patterns: regexes of the parameters that are read for every token.
-    dtype: of the activations.
+    params: placed parameters (arrays or shapes).
+    patterns: regexes of the parameters that are read so often.
+    dtype: of the activations; None leaves every matrix in its own.
   """
   matrices = [f'(?={MATRICES}$){pattern}' for pattern in patterns]
-  chosen = trees.flatten(trees.mask(policy, matrices))
-  mesh = jax.tree.leaves(policy)[0].sharding.mesh
-  spread = spreader(policy, matrices)
+  chosen = trees.flatten(trees.mask(params, matrices))
+  mesh = jax.tree.leaves(params)[0].sharding.mesh
+  spread = spreader(params, matrices)
 
   def gather(path, x):
     if isinstance(x, Spread):
-      return x.everywhere(mesh, dtype)
-    return x.astype(dtype) if chosen[path] else x
+      return x.everywhere(mesh, dtype or x.value.dtype)
+    return x.astype(dtype or x.dtype) if chosen[path] else x
 
-  return lambda policy: trees.map_with_path(gather, spread(policy))
+  return lambda params: trees.map_with_path(gather, spread(params))
 
 
 def split_policy(policy: Any, trainable: Sequence[str]) -> tuple[Any, Any]:

@@ -44,8 +44,10 @@ from uae_jax.train.step import StepOptions, supervised_step, train_step
 from uae_jax.types import TrainState
 from uae_jax.zoo import weights
 
-# Of what draws: large, and multiplied alone.
-FROZEN_MATRICES = (r'(decoder|reference)/.*/kernel',)
+# Of what is frozen: large, and multiplied alone.
+FROZEN_MATRICES = (r'(decoder|reference|reward)/.*/kernel',)
+# Convolutions, which read their kernel as often as there are drawings.
+RENDERERS = (r'(vae|vq)/.*/kernel',)
 
 
 @dataclasses.dataclass
@@ -136,13 +138,20 @@ def encoder(config, parts: Parts, mesh) -> tuple[StepOptions, Any, TrainState]:
     options,
     gathered=gatherer(policy, vlm.DECODES, config.model.dtype),
     spread=spreader(policy, vlm.MATRICES),
-    frozen=spreader(frozen, FROZEN_MATRICES),
+    frozen=_frozen_reader(frozen),
     sees_once=not any(trees.flatten(trees.mask(params, vlm.SEES)).values()),
   )
   optimizer = optim.make(config)
   offloaded = 'optimizer' in offload.parse(config.memory.offload)
   state = create(params, frozen, optimizer, mesh, offloaded)
   return options, optimizer, state
+
+
+def _frozen_reader(frozen) -> Callable[[Any], Any]:
+  """Frozen parameters -> as rollouts read them, see `StepOptions.frozen`."""
+  spread = spreader(frozen, FROZEN_MATRICES)
+  rendering = gatherer(frozen, RENDERERS)
+  return lambda frozen: spread(rendering(frozen))
 
 
 def _trained(config, parts, lora) -> tuple[Any, dict[str, Any]]:
