@@ -34,7 +34,7 @@ def test_a_run_reports_both_halves_and_text_to_image(whole):
   first = rows(whole, 'image/')[0]
   assert first['rollout/train_gap'] < 1e-5
   last = rows(whole, 'eval/')[-1]
-  for name in ('unified_score', 'prompt_overall', 'prompt_count',
+  for name in ('unified_score', 'prompt_overall', 'prompt_counting',
                'full_exact_scene', 'ceiling_exact_scene'):  # fmt: skip
     assert np.isfinite(last[f'eval/{name}'])
   assert 'Images drawn from text' in (whole / 'report.html').read_text()

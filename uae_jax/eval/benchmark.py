@@ -99,6 +99,20 @@ def mean_scores(
   return out
 
 
+def ratio_score(parts: Sequence[float], wholes: Sequence[float]) -> Score:
+  """Sum of parts / sum of wholes, as recall is; `n` is the sum of wholes.
+
+  Items are resampled with both of theirs; 0 of nothing is 0.
+  """
+  parts, wholes = np.asarray(parts, float), np.asarray(wholes, float)
+  rng = np.random.default_rng(0)
+  rows = rng.integers(len(parts), size=(RESAMPLES, len(parts)))
+  share = lambda part, whole: part / np.where(whole, whole, 1)
+  value = float(share(parts.sum(), wholes.sum()))
+  draws = share(parts[rows].sum(1), wholes[rows].sum(1))
+  return _score(value, int(wholes.sum()), draws)
+
+
 def _score(value: float, n: int, draws: np.ndarray) -> Score:
   low, high = np.percentile(draws, [2.5, 97.5])
   return Score(value, n, float(low), float(high))

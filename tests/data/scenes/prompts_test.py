@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from pytest import approx
 
 from uae_jax.data.scenes import draw, prompts
 
@@ -12,6 +13,8 @@ SCENE = np.array([[0, 0, 2, 0, 0], [1, 2, 0, 1, 1], [1, 2, 1, 2, 2]])
 def test_every_scene_asks_one_question_of_each_kind():
   padded = np.vstack([SCENE, [[-1] * 5]])
   assert prompts.prompts(padded) == (
+    'circle',
+    'circle , square',
     'red circle , red circle , red circle',
     'red circle',
     'red circle top left',
@@ -22,18 +25,22 @@ def test_every_scene_asks_one_question_of_each_kind():
 @pytest.mark.parametrize(
   'task, prompt, want',
   [
-    ('colour', 'red circle', True),
-    ('colour', 'red square', False),
+    ('single_object', 'square', True),
+    ('single_object', 'cross', False),
+    ('two_object', 'square , square', True),
+    ('two_object', 'circle , circle', False),
+    ('colors', 'red circle', True),
+    ('colors', 'red square', False),
     ('position', 'red circle top left', True),
     ('position', 'red circle top right', False),
-    ('colour_attribution', 'red circle , blue square', True),
-    ('colour_attribution', 'blue circle , red square', False),
-    ('colour_attribution', 'blue square , blue square', True),
-    ('colour_attribution', 'red circle , red circle', False),
-    ('count', 'red circle , red circle', False),
-    ('count', 'red circle', False),
-    ('count', 'blue square , red circle , blue square', True),
-    ('count', 'blue square , blue square', False),
+    ('color_attr', 'red circle , blue square', True),
+    ('color_attr', 'blue circle , red square', False),
+    ('color_attr', 'blue square , blue square', True),
+    ('color_attr', 'red circle , red circle', False),
+    ('counting', 'red circle , red circle', False),
+    ('counting', 'red circle', False),
+    ('counting', 'blue square , red circle , blue square', True),
+    ('counting', 'blue square , blue square', False),
   ],
 )
 def test_mentions_need_objects_of_their_own(task, prompt, want):
@@ -45,10 +52,13 @@ def test_scores_are_read_from_drawings():
   one = SCENE[:1]
   three = np.array([[0, 0, 1, r, 1] for r in range(3)])
   images = np.stack([
-    np.stack([draw.render(s) for s in (three, one, one, SCENE)]),
-    np.stack([draw.render(s) for s in (one, SCENE[1:], one, SCENE[1:])]),
+    np.stack([draw.render(s) for s in (one, one, three, one, one, SCENE)]),
+    np.stack(
+      [draw.render(s) for s in (one, SCENE, one, SCENE[1:], one, SCENE[1:])]
+    ),
   ]) / 255  # fmt: skip
   got = prompts.prompt_scores(images, [SCENE, SCENE])
   assert got == dict(
-    count=0.5, colour=0.5, position=1.0, colour_attribution=0.5, overall=0.625
+    single_object=1.0, two_object=0.5, counting=0.5, colors=0.5, position=1.0,
+    color_attr=0.5, overall=approx(4 / 6),
   )

@@ -1,8 +1,8 @@
 """Text-to-image prompts in the manner of GenEval, scored by the detector.
 
-Ghosh et al. 2023, https://arxiv.org/abs/2310.11513, asks for objects by
-number, colour, place and whose colour is whose. Here every scene gives one
-prompt to each task, and what was drawn is read back exactly.
+Ghosh et al. 2023, https://arxiv.org/abs/2310.11513, asks for one object, for
+two, for objects by number, colour, place and whose colour is whose. Here every
+scene gives one prompt to each task, and what was drawn is read back exactly.
 """
 
 import itertools
@@ -13,7 +13,10 @@ import numpy as np
 from uae_jax.data.scenes import detect, grammar
 from uae_jax.data.scenes.score import objects
 
-TASKS = ('count', 'colour', 'position', 'colour_attribution')
+# GenEval's, by its names.
+TASKS = (
+  'single_object', 'two_object', 'counting', 'colors', 'position', 'color_attr',
+)  # fmt: skip
 
 
 def prompts(scene: np.ndarray) -> tuple[str, ...]:
@@ -26,6 +29,8 @@ def prompts(scene: np.ndarray) -> tuple[str, ...]:
   first, second = scene[0], scene[-1]
   kind = _said(first, 'colour', 'shape')
   return (
+    _said(first, 'shape'),
+    f'{_said(first, "shape")} , {_said(second, "shape")}',
     ' , '.join([kind] * len(scene)),
     kind,
     _said(first, 'colour', 'shape', 'row', 'col'),
@@ -43,7 +48,7 @@ def right(task: str, prompt: str, found: np.ndarray) -> bool:
   """Whether the objects found are what the prompt asks for.
 
   Every mention needs an object of its own that agrees with all it says.
-  Further objects are forgiven, but for `count`, which is of all objects.
+  Further objects are forgiven, but in `counting`, which is of all objects.
 
   Args:
     task: of `TASKS`.
@@ -54,7 +59,9 @@ def right(task: str, prompt: str, found: np.ndarray) -> bool:
     np.array([-1 if v is None else v for v in mention.values()])
     for mention in grammar.parse(prompt)
   ]
-  if len(found) < len(wanted) or task == 'count' and len(found) > len(wanted):
+  if (
+    len(found) < len(wanted) or task == 'counting' and len(found) > len(wanted)
+  ):
     return False
   agrees = [[np.all((w < 0) | (w == row)) for row in found] for w in wanted]
   return any(

@@ -33,8 +33,8 @@ def _match(agree: np.ndarray, said: np.ndarray) -> np.ndarray:
   return own
 
 
-def _score_one(caption: str, scene: np.ndarray) -> dict[str, np.ndarray]:
-  """Counts of one caption, to be summed."""
+def caption_counts(caption: str, scene: np.ndarray) -> dict[str, np.ndarray]:
+  """What `caption_scores` sums, of one caption and its scene [n, 5]."""
   mentions = grammar.parse(caption)
   values = np.array(
     [[-1 if v is None else v for v in m.values()] for m in mentions], int
@@ -91,7 +91,7 @@ def caption_scores(
       among the shape words said (0.25 each in the scenes).
   """
   counts = [
-    _score_one(caption, objects(scene))
+    caption_counts(caption, objects(scene))
     for caption, scene in zip(captions, scenes, strict=True)
   ]
   total = {key: sum(count[key] for count in counts) for key in counts[0]}
