@@ -127,6 +127,9 @@ def get_config(variant: str = '') -> ConfigDict:
   c.eval.batch = 64
   c.eval.prompts = False  # text to image as GenEval asks it; drawn scenes only
   c.eval.gallery = 32  # images kept for the report
+  # Evaluations without a better eval.watch before the run ends; 0: all steps.
+  c.eval.patience = 0
+  c.eval.watch = 'unified_score'
 
   c.log = ConfigDict()
   c.log.every = 5.0  # seconds between lines on the terminal

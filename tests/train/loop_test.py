@@ -167,3 +167,42 @@ def test_the_cold_start_recipe_runs_and_exports_what_the_zoo_loads(
   )
   if part == 'policy':
     zoo.policy_from_folder(export / 'policy').load(export / 'policy')
+
+
+def test_a_run_ends_when_its_heldout_score_no_longer_rises(tmp_path, capsys):
+  changes = {
+    'train.lr': 0.0, 'eval.patience': 2, 'eval.every': 1, 'train.steps': 6,
+    'eval.watch': 'caption_length',
+  }  # fmt: skip
+  for _ in range(2):  # the same command again does not train on
+    assert loop.run(config(**changes), tmp_path / 'run') == 0
+    assert [r['step'] for r in rows(tmp_path / 'run', 'eval/')] == [0, 1, 2]
+  said = capsys.readouterr().out
+  assert said.count('no better eval/caption_length') == 2
+  assert 'finished 2 steps' in said
+  assert (tmp_path / 'run' / 'export' / 'policy').is_dir()
+
+
+def test_a_score_that_rises_goes_on(tmp_path):
+  def write(*values):
+    lines = [{'step': i, 'eval/x': v} for i, v in enumerate(values)]
+    text = '\n'.join(json.dumps(line) for line in [*lines, {'step': 9}])
+    (tmp_path / 'metrics.jsonl').write_text(text)
+
+  c = config(**{'eval.patience': 2, 'eval.watch': 'x'})
+  stalled = lambda step=9: loop.has_stalled(tmp_path, c, step)
+  write(1, 2, 3)
+  assert not stalled()
+  write(3, 1, 3)
+  assert stalled() and not stalled(step=1)
+  write(3, 1, 4)
+  assert not stalled()
+  write(None, 1, 1)
+  assert not stalled()
+  write(1, None, None)
+  assert stalled()
+  c.eval.patience = 0
+  assert not stalled()
+  c.eval.patience, c.eval.watch = 1, 'y'
+  with pytest.raises(UserError, match=r"eval.watch='y' is none of \['x'\]"):
+    stalled()

@@ -88,7 +88,9 @@ def _train(config, folder, mesh, task, checkpoints) -> int:
     evaluate(task, state, step, folder, log)
     save()
   log.start()
-  while step < config.train.steps and not stop.asked(step):
+  stalled = lambda: has_stalled(folder, config, step)
+  ended = step >= config.train.steps or stalled()
+  while not ended and not stop.asked(step):
     batch = to_batch(next(task.data), mesh)
     state, metrics = step_fn(state, batch, jax.random.fold_in(seed, step))
     step += 1
@@ -99,8 +101,10 @@ def _train(config, folder, mesh, task, checkpoints) -> int:
         f'{log.skipped} updates in a row were not finite by step {step}; a '
         'checkpoint is kept: lower train.lr or look at the reward'
       )
-    if step % config.eval.every == 0 or step == config.train.steps:
+    ended = step == config.train.steps
+    if step % config.eval.every == 0 or ended:
       evaluate(task, state, step, folder, log)
+      ended = ended or stalled()
     if step % config.ckpt.every == 0:
       save()
   log.settle()
@@ -112,8 +116,35 @@ def _train(config, folder, mesh, task, checkpoints) -> int:
     return 128 + stop.number
   task.export(state, folder / 'export')
   page = report.write_report(folder) if hosts.is_first() else None
+  if step < config.train.steps:
+    progress.say(f'eval.patience is over: no better eval/{config.eval.watch}')
   progress.say(f'finished {step} steps: {page}')
   return 0
+
+
+def has_stalled(folder: Path, config, step: int) -> bool:
+  """Have `eval.patience` evaluations not bettered those before them?
+
+  Read from metrics.jsonl, so that a run that is resumed knows it too.
+
+  Raises:
+    UserError: no evaluation has what `eval.watch` names.
+  """
+  patience, key = config.eval.patience, f'eval/{config.eval.watch}'
+  if not patience:
+    return False
+  stalled = False
+  if hosts.is_first():
+    rows = report.read_rows(folder / 'metrics.jsonl')
+    rows = [row for row in rows if any(k.startswith('eval/') for k in row)]
+    if any(key not in row for row in rows):
+      known = sorted(k[5:] for k in rows[0] if k.startswith('eval/'))
+      raise UserError(f'eval.watch={key[5:]!r} is none of {known}')
+    values = [row[key] for row in rows if row['step'] <= step]
+    values = [-np.inf if x is None else x for x in values]
+    before, since = values[:-patience], values[-patience:]
+    stalled = bool(before) and max(since) <= max(before)
+  return bool(hosts.agree(stalled))
 
 
 class Log:
