@@ -5,39 +5,48 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from uae_jax.data import preprocess
 from uae_jax.eval import report
 
+INTRO = 'Images redrawn from their captions alone.'
 SHOWN = 500  # items on the page, evenly spaced where there are more
 
 
-def write(folder: Path, sources: Path, towers: Sequence[str]) -> Path:
+def write(
+  folder: Path,
+  sources: Path,
+  towers: Sequence[str],
+  drawings: Path | None = None,
+  intro: str = INTRO,
+) -> Path:
   """Writes the page of what `tools.reconstruct` left; returns its path.
 
   Args:
-    folder: with results.jsonl and the drawings.
+    folder: with results.jsonl.
     sources: folder of the images.
     towers: keys of the scores.
+    drawings: folder that a row's `image` is in; None is `folder`.
+    intro: what the page says first.
   """
   lines = (folder / 'results.jsonl').read_text('utf-8').splitlines()
   rows = [row for row in map(json.loads, lines) if 'error' not in row]
   mean = {t: float(np.mean([row[t] for row in rows])) for t in towers if rows}
   some = rows[:: -(-len(rows) // SHOWN)] if rows else []
   settings = json.loads((folder / 'settings.json').read_text())
+  at = drawings or folder
   items = [
     dict(
       source=report.data_uri(preprocess.read_image(sources / row['name'])),
-      images=[report.data_uri(np.asarray(Image.open(drawing(folder, row))))],
-      captions=[row['caption']],
+      images=[report.data_uri(preprocess.read_image(drawing(at, row)))],
+      captions=[row['caption'] if 'caption' in row else row['name']],
       scores=[[row[tower] for tower in towers]],
     )
     for row in some
   ]
   data = dict(
     title=folder.name,
-    intro='Images redrawn from their captions alone.',
+    intro=intro,
     config=[
       *[[f'{tower}, mean of {len(rows)}', f'{mean[tower]:.4f}', '']
         for tower in mean],
@@ -51,5 +60,7 @@ def write(folder: Path, sources: Path, towers: Sequence[str]) -> Path:
 
 
 def drawing(folder: Path, row) -> Path:
-  """Where an item's drawing is."""
+  """Where an item's drawing is: where it says, or beside its name."""
+  if 'image' in row:
+    return folder / row['image']
   return folder / f'{row["name"]}.png'
