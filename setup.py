@@ -41,7 +41,12 @@ EXTRAS = {
     'kubernetes-validate>=1.30',  # the jobs of a JobSet
     'kubeflow-trainer-api>=2.1',  # and the set itself
     'pyyaml>=6',
+    'openai>=1.60',  # judges
+    'jsonschema>=4',
   ],
+  # Endpoints that compare captions or see images, and their answers' schema.
+  'judges': ['openai>=1.60', 'jsonschema>=4'],
+  'detect': ['torch>=2.4', 'timm>=1.0'],  # transformers' object detectors
   'bench': ['matplotlib>=3.9'],  # draws what was measured
   'notebooks': ['jupyter>=1.1', 'matplotlib>=3.9'],
   'dev': ['pre-commit>=4', 'ruff>=0.14'],
@@ -54,7 +59,7 @@ setup(
   license='Apache-2.0',
   python_requires='>=3.11',
   packages=find_packages(include=['uae_jax', 'uae_jax.*']),
-  package_data={'uae_jax': ['assets/**/*', 'eval/*.html']},
+  package_data={'uae_jax': ['assets/**/*', 'eval/*.html', 'eval/*.json']},
   install_requires=INSTALL,
   extras_require=EXTRAS,
 )
