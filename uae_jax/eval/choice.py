@@ -30,7 +30,7 @@ class Question:
   """What a captioner is asked.
 
   Attributes:
-    images: PIL images or uint8 [H W 3], at least one.
+    images: PIL images or uint8 [H W 3]; none is a question about nothing.
     text: they stand before it, or at its `<image 1>`, `<image 2>`, ….
     options: letters, or whole texts, whose odds are asked for.
   """

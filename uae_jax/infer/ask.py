@@ -41,6 +41,7 @@ from uae_jax.types import Batch, Captions
 from uae_jax.umm.base import Params
 
 LETTERS = 26  # that one program scores
+BLANK = np.zeros((28, 28, 3), np.uint8)
 CHUNK = 4  # option tokens whose logits exist at once
 
 
@@ -133,7 +134,8 @@ class Asker:
   def example(self, item: Question) -> Example:
     """A question as arrays of `types.Batch`, unpadded."""
     prompt, places = self.chat.write(item.text, len(item.images))
-    row, counts = self.eyes([item.images[i] for i in places])
+    # Where there is none, the tower sees something that nothing reads.
+    row, counts = self.eyes([item.images[i] for i in places] or [BLANK])
     pad, left, ids = self.tok.id(self.chat.pad), iter(counts), []
     for i in self.tok.encode(prompt):
       ids += [pad] * next(left) if i == pad else [i]

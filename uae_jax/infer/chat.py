@@ -79,16 +79,15 @@ class Chat:
       marker names is left out, where there are markers.
 
     Raises:
-      UserError: no image, a special token, or a marker of no image.
+      UserError: a special token, or a marker of no image.
     """
     spelled = [token for token in self.special if token in text]
     if spelled:
       raise UserError(f'a question contains {spelled[0]}; remove it')
-    if not count:
-      raise UserError('a question has no image: give it one')
     places = [int(number) - 1 for number in MARK.findall(text)]
     if not places:
-      body, places = self.image * count + self.gap + text, [*range(count)]
+      front = self.image * count + self.gap if count else ''
+      body, places = front + text, [*range(count)]
     else:
       body = MARK.sub(lambda _: self.image, text)
     if not set(places) <= set(range(count)):

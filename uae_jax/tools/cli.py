@@ -1,9 +1,11 @@
 """What every command does around its work: flags in, exit code out."""
 
 import dataclasses
+import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -12,6 +14,7 @@ from uae_jax.data.pipeline import ImageSource
 from uae_jax.errors import UserError
 from uae_jax.infer.options import Options
 from uae_jax.infer.results import Results
+from uae_jax.sharding import hosts
 
 _DEFINE = {
   int: flags.DEFINE_integer,
@@ -59,6 +62,19 @@ def define_options(*names: str) -> Callable[[], dict[str, Any]]:
   return lambda: {name: flags.FLAGS[name].value for name in names}
 
 
+def define_hosts() -> Callable[[], None]:
+  """Flags of `hosts.join`, those of `uae_jax.main`; returns what joins."""
+  flags.DEFINE_enum(
+    'distributed', 'auto', hosts.MODES,
+    'Whether this is one of several processes; auto asks the environment.',
+  )  # fmt: skip
+  flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0.')
+  flags.DEFINE_integer('processes', None, 'How many there are.')
+  flags.DEFINE_integer('process', None, 'Which one this is, from 0.')
+  said = ('distributed', 'coordinator', 'processes', 'process')
+  return lambda: hosts.join(*(flags.FLAGS[name].value for name in said))
+
+
 def batches(
   items: Sequence[Any], size: int, done: Iterable[Any]
 ) -> Iterator[tuple[int, list[Any]]]:
@@ -72,6 +88,37 @@ def batches(
     part = list(items[start : start + size])
     if not done.issuperset(part):
       yield start // size, part
+
+
+def read_prompts(file: str | None, said: Sequence[str]) -> list[str]:
+  """The prompts of the command line, then those of --prompts.
+
+  Args:
+    file: one prompt a line; `.jsonl`, of whose objects `prompt` is taken; or
+      a folder, each of whose .txt files is a prompt.
+    said: on the command line.
+
+  Raises:
+    UserError: none at all, an empty one, or a file that cannot be read.
+  """
+  prompts = list(said)
+  if file:
+    path = Path(file).expanduser()
+    try:
+      if path.is_dir():
+        lines = [
+          p.read_text('utf-8').strip() for p in sorted(path.glob('*.txt'))
+        ]
+      else:
+        lines = path.read_text('utf-8').splitlines()
+      if path.suffix == '.jsonl':
+        lines = [json.loads(line)['prompt'] for line in lines if line.strip()]
+    except (OSError, ValueError, KeyError, TypeError) as e:
+      raise UserError(f'--prompts={file} cannot be read: {e!r}') from None
+    prompts += [line for line in lines if line.strip()]
+  if not prompts or not all(p.strip() for p in prompts):
+    raise UserError('say which prompts: --prompt=TEXT or --prompts=FILE')
+  return prompts
 
 
 def settings(options: Options) -> dict[str, Any]:

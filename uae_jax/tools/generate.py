@@ -9,7 +9,6 @@ to draw (UniWorld). Leaves `00000.png` ... and `results.jsonl`: name, prompt.
 The same command goes on where it was stopped.
 """
 
-import json
 import time
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from absl import flags
 from PIL import Image
 
 from uae_jax.data.preprocess import read_image
-from uae_jax.errors import UserError
 from uae_jax.infer.load import load
 from uae_jax.infer.results import Results
 from uae_jax.sharding import mesh as mesh_lib
@@ -40,32 +38,12 @@ SHARDS = flags.DEFINE_integer('model_shards', 1, 'Devices that share weights.')
 OPTIONS = cli.define_options('system', 'length', *cli.DRAW, *cli.BOTH)
 
 
-def read_prompts(file: str | None, said: list[str]) -> list[str]:
-  """The prompts of the command line, then those of the file.
-
-  Raises:
-    UserError: none at all, an empty one, or a file that cannot be read.
-  """
-  prompts = list(said)
-  if file:
-    try:
-      lines = Path(file).expanduser().read_text('utf-8').splitlines()
-      if file.endswith('.jsonl'):
-        lines = [json.loads(line)['prompt'] for line in lines if line.strip()]
-    except (OSError, ValueError, KeyError, TypeError) as e:
-      raise UserError(f'--prompts={file} cannot be read: {e!r}') from None
-    prompts += [line for line in lines if line.strip()]
-  if not prompts or not all(p.strip() for p in prompts):
-    raise UserError('say what to draw: --prompt=TEXT or --prompts=FILE')
-  return prompts
-
-
 def main() -> None:
   """Draws what is not drawn yet."""
   mesh_lib.use_compilation_cache()
   prompts = [
     prompt
-    for prompt in read_prompts(PROMPTS.value, PROMPT.value)
+    for prompt in cli.read_prompts(PROMPTS.value, PROMPT.value)
     for _ in range(EACH.value)
   ]
   mesh = mesh_lib.make_mesh(-1, SHARDS.value)
