@@ -6,6 +6,14 @@ further, language model frozen), `one_step` (the same, half of the rows at
 pure noise, so that one Euler step draws as well as several), `blind` (a
 second captioner for an ablation: new eyes for the same language model, from
 captions whose shape words are random, so that they never learn shapes).
+
+Three more teach the finished models letters, for `configs/umm1.py:glyphs`:
+`glyphs_policy` goes on from the bundled policy and decoder, `glyphs_decoder`
+and `glyphs_one_step` from `bundled:umm1/glyphs`. That folder is made by them,
+in this order: after each, all that is in `runs/coldstart-PART/export` is
+copied into `uae_jax/assets/umm1/glyphs` (`policy` and `decoder` of the first,
+`decoder` alone of the other two).
+
 The weights in `uae_jax/assets/umm1` were made by these commands with the
 seeds below; see the README there.
 """
@@ -43,6 +51,11 @@ PRETRAIN = {
     noise_rows=0.0, seed=6, steps=1500, lr=1e-3,
   ),
 }  # fmt: skip
+PRETRAIN |= {
+  'glyphs_policy': {**PRETRAIN['policy'], 'seed': 21, 'steps': 1200},
+  'glyphs_decoder': {**PRETRAIN['decoder'], 'seed': 22},
+  'glyphs_one_step': {**PRETRAIN['one_step'], 'seed': 23},
+}
 
 
 def base() -> ConfigDict:
@@ -98,6 +111,13 @@ def get_config(part: str = '') -> ConfigDict:
     if part != 'policy':
       c.ckpt.policy = 'bundled:umm1/policy'
       c.ckpt.decoder = 'bundled:umm1/decoder'
+    if part.startswith('glyphs_'):
+      c.data.source = 'glyphs:train'
+      c.data.heldout = 'glyphs:heldout'
+      c.rollout.length = 28
+    if part in ('glyphs_decoder', 'glyphs_one_step'):
+      c.ckpt.policy = 'bundled:umm1/glyphs/policy'
+      c.ckpt.decoder = 'bundled:umm1/glyphs/decoder'
   else:
     raise ValueError(f'configs/coldstart.py:{part} is none of the parts')
   return c

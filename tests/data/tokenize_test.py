@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from uae_jax.data import tokenize
 from uae_jax.data.scenes import draw, grammar
 from uae_jax.errors import UserError
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope='module')
@@ -27,9 +30,19 @@ def tok(folder):
 def test_vocabulary_is_small_and_knows_every_word(tok):
   assert tok.size < 64
   unknown = tok.id(tokenize.UNKNOWN)
-  text = ' '.join(grammar.WORDS) + tokenize.PROMPT
+  text = ' '.join((*grammar.WORDS, tokenize.PROMPT))
   assert unknown not in tok.encode(text)
   assert unknown in tok.encode('lorem')
+
+
+def test_ids_are_those_of_the_bundled_weights(tok):
+  bundled = 'uae_jax/assets/umm1'
+  for part in ('processors', 'policy', 'blind'):
+    theirs = tokenize.load_tokenizer(str(ROOT / bundled / part))
+    assert theirs.core.get_vocab() == tok.core.get_vocab()
+  assert [tok.id(w) for w in ('circle', 'right', ',')] == [16, 36, 37]
+  assert tok.encode('text ghjlpstz') == (38, tok.id(tokenize.UNKNOWN))
+  assert tok.encode('text g h j l p s t z') == tuple(range(38, 47))
 
 
 def test_full_captions_round_trip_in_24_tokens(tok):

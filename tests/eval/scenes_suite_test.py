@@ -8,7 +8,14 @@ import pytest
 from pytest import approx
 
 from uae_jax.data.pipeline import SceneSource
-from uae_jax.data.scenes import detect, draw, grammar, prompts, score
+from uae_jax.data.scenes import (
+  detect,
+  draw,
+  glyphs,
+  grammar,
+  prompts,
+  score,
+)
 from uae_jax.eval import scenes_suite
 from uae_jax.eval.scenes_suite import ScenesSuite
 
@@ -29,12 +36,27 @@ def painted(texts, rng=None):
         row[3:] = next(
           at for at in free if list(at) not in [r[3:] for r in rows]
         )
-    images.append(draw.render(np.array(rows), SIDE))
+    image = draw.render(np.array(rows), SIDE)
+    for string in grammar.parse_text(text):
+      image = glyphs.render(image, np.array(string.values()))
+    images.append(image)
   return np.stack(images)
 
 
 def told(images, rng=None):
   return [grammar.describe(detect.detect(image)) for image in images]
+
+
+def read(images, rng=None):
+  """Says everything, and strings too."""
+  strings = detect.read_strings(np.stack(images))
+  scenes = detect.detect_batch(np.stack(images), text=True)
+  return [grammar.describe(s, string=t) for s, t in zip(scenes, strings)]
+
+
+def silent(images, rng=None):
+  """Says everything but strings."""
+  return [text.split(' , text')[0] for text in read(images)]
 
 
 def blind(images, rng=None):
@@ -109,6 +131,30 @@ def test_who_says_one_object_scores_that(perfect, tmp_path):
   table = score.caption_scores([r['caption'] for r in rows.values()], scenes)
   for name in ('attribute_recall', 'object_precision', 'small_object_recall'):
     assert scores[name].value == approx(table[name])
+
+
+def test_strings_have_three_scores_of_their_own(perfect, tmp_path):
+  one = suite(describe=read, world='glyphs', choose=None)
+  assert one.settings['scenes'] == 'glyphs:heldout'
+  (tmp_path / 'read').mkdir()
+  rows = rows_of(one, tmp_path / 'read')
+  assert json.loads(json.dumps(rows)) == rows
+  scores = one.scores(rows)
+  for name, score_ in scores.items():
+    if name != 'caption_words':
+      assert score_.value == (100 if name in ('unified_score', 'same') else 1)
+  assert scores['glyph_recall'].n == 3 * N
+  assert scores['glyph_exact'].n == scores['glyph_redrawn'].n == N
+  plain = suite().scores(perfect)
+  added = ['glyph_recall', 'glyph_exact', 'glyph_redrawn']
+  assert [k for k in scores if k not in added] == [
+    k for k in plain if k != 'choice'
+  ]
+  quiet = suite(describe=silent, world='glyphs', choose=None)
+  scores = quiet.scores(rows_of(quiet, tmp_path))
+  assert {scores[name].value for name in added} == {0}
+  assert scores['exact_caption'].value == scores['exact_scene'].value == 1
+  assert scores['unified_score'].value == 0
 
 
 def test_one_of_four_phrases_is_true():

@@ -14,6 +14,8 @@ METRICS = {
   'eval/attribute_precision': 'Attribute precision of captions',
   'eval/small_object_recall': 'Small objects in captions',
   'eval/exact_scene': 'Scenes redrawn exactly',
+  'eval/glyph_exact': 'Strings said exactly',
+  'eval/glyph_redrawn': 'Strings redrawn exactly',
   'eval/prompt_overall': 'Short prompts drawn right',
   'eval/full_exact_scene': 'Full captions drawn exactly',
   'reward/mean': 'Reward, training',

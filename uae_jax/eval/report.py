@@ -23,7 +23,9 @@ from uae_jax.errors import UserError
 # Config keys of the page's head, in its order; a stage may lack some.
 SHOWN = (
   'stage', 'rollout.bottleneck', 'rollout.environment', 'ckpt.policy',
-  'ckpt.decoder', 'ckpt.reward', 'ckpt.judges', 'pretrain.trainable',
+  'ckpt.decoder', 'ckpt.reward', 'ckpt.judges',
+  'rewards.reconstruction_weight', 'rewards.weights', 'rewards.text',
+  'rewards.mine', 'pretrain.trainable',
   'tower.views', 'data.source', 'data.heldout', 'train.steps',
   'train.images', 'train.group_size', 'train.lr', 'train.seed',
   'grpo.caption_weight', 'grpo.image_weight', 'grpo.beta', 'grpo.image_beta',
@@ -34,6 +36,10 @@ ROLES = {'ckpt.reward': 'training reward', 'ckpt.judges': 'held-out'}
 # Panels and their series: metric -> legend. Those without values are left out.
 CURVES = {
   'Reward': {'reward/mean': 'training', 'eval/reward': 'held-out images'},
+  'Terms of the reward, unweighted': {
+    'reward/text': 'caption and image', 'reward/mine': 'rewards.mine',
+    'reward/length': 'length', 'reward/repetition': 'repetition',
+  },
   'Unified-Score, held-out judges': {'eval/unified_score': 'score'},
   'What captions get right': {
     'eval/attribute_precision': 'attribute precision',
@@ -55,6 +61,12 @@ CURVES = {
   'Small objects and whole scenes': {
     'eval/small_object_recall': 'small, in the caption',
     'eval/exact_scene': 'scene redrawn exactly',
+  },
+  'Strings of letters': {
+    'eval/glyph_recall': 'letters said',
+    'eval/glyph_exact': 'string said exactly',
+    'eval/glyph_redrawn': 'string redrawn exactly',
+    'eval/full_glyph_redrawn': 'redrawn from full captions',
   },
   'Images drawn from text': {
     'eval/prompt_overall': 'short prompts right',

@@ -75,9 +75,6 @@ class Evaluator:
     out = {'tokens': captions.tokens[:, 0], 'mask': captions.mask[:, 0]}
     out['image'] = images[:, 0]
     scores = umm.similarities(umm.judges, frozen['judges'], batch.image, images)
-    if umm.towers:
-      scores['reward'] = umm.reward(frozen, batch.image, images)
-    out['scores'] = {k: v[:, 0] for k, v in scores.items()}
     if batch.full_ids is not None:
       full = Captions(
         batch.full_ids[:, None],
@@ -96,20 +93,27 @@ class Evaluator:
       ceiling = umm.ceiling(frozen, batch.image, rng)
       if ceiling is not None:
         out['ceiling'] = ceiling
+    if umm.terms.some:
+      out, scores, seen = umm.terms.settle(
+        (out, scores, (batch.image, images, captions))
+      )
+      scores['reward'], _ = umm.reward(frozen, *seen)
+    out['scores'] = {k: v[:, 0] for k, v in scores.items()}
     return out
 
   def __call__(self, state: Any) -> tuple[dict[str, float], Gallery]:
     """Returns the rows and the first images for the report."""
     policy, frozen = self._policy_of(state), self._frozen_of(state)
-    parts, sources, truths = [], [], []
+    parts, sources, truths, strings = [], [], [], []
     for i, (host, real) in enumerate(self._batches()):
-      truth = host.pop('truth', None)
+      truth, string = host.pop('truth', None), host.pop('glyphs', None)
       rng = jax.random.fold_in(jax.random.key(0), i)
       batch = Batch(**put_whole(host, self._mesh))
       part = hosts.gather(self._run(policy, frozen, batch, rng))
       parts.append(jax.tree.map(lambda x, keep=real: x[keep], part))
       sources.append(host['image'][real])
       truths.append(None if truth is None else truth[real])
+      strings.append(None if string is None else string[real])
     out = jax.tree.map(lambda *x: np.concatenate(x), *parts)
     text = [
       self._decode(t[m])
@@ -117,22 +121,16 @@ class Evaluator:
     ]
     scores = out['scores']
     rows = {f'eval/{k}': v.mean() for k, v in scores.items()}
+    if 'reward' in scores:
+      rows |= named('eval/', reward_rows(scores['reward']))
     rows['eval/caption_length'] = out['mask'].sum(-1).mean()
     judged = [rows[f'eval/{k}'] for k in self._umm.judges]
     if judged:
       rows['eval/unified_score'] = 100 * np.mean(judged)
     if truths[0] is not None:
       truth = list(np.concatenate(truths))
-      rows |= named('eval/', score.caption_scores(text, truth))
-      rows |= named('eval/', score.scene_scores(out['image'], truth))
-      if 'full' in out:
-        rows |= named('eval/full_', score.scene_scores(out['full'], truth))
-      if 'prompted' in out:
-        drawn = prompts.prompt_scores(out['prompted'], truth)
-        rows |= named('eval/prompt_', drawn)
-      if 'ceiling' in out:
-        ceiling = score.scene_scores(out['ceiling'], truth)
-        rows |= named('eval/ceiling_', ceiling)
+      glyphs = None if strings[0] is None else np.concatenate(strings)
+      rows |= scene_rows(out, text, truth, glyphs)
     n = self._gallery
     by_reward = lambda item: item[0] != 'reward'
     byte = lambda x: np.round(np.clip(x[:n], 0, 1) * 255).astype(np.uint8)
@@ -143,6 +141,52 @@ class Evaluator:
       {k: v[:n] for k, v in sorted(scores.items(), key=by_reward)},
     )
     return {k: float(v) for k, v in rows.items()}, gallery
+
+
+def reward_rows(reward: np.ndarray) -> dict[str, float]:
+  """The mean, without images whose reward failed; these are counted."""
+  kept = np.isfinite(reward)
+  if kept.all():
+    return dict(reward=reward.mean())
+  mean = reward[kept].mean() if kept.any() else np.nan
+  return dict(reward=mean, reward_failed=(~kept).sum())
+
+
+def scene_rows(
+  out: dict[str, np.ndarray],
+  captions: list[str],
+  truth: list[np.ndarray],
+  strings: np.ndarray | None,
+) -> dict[str, float]:
+  """What only drawn scenes give: scores against what is known to be there.
+
+  Args:
+    out: images drawn from captions, full captions and prompts, and through
+      the image tokenizer, where they are.
+    captions: n texts.
+    truth: n scenes.
+    strings: [n, 5], of scenes that have one.
+  """
+  text = strings is not None
+  rows = named('eval/', score.caption_scores(captions, truth))
+  if text:
+    rows |= named('eval/', score.glyph_scores(captions, strings))
+
+  def add(prefix, images):
+    found = score.scene_scores(images, truth, text=text)
+    if text:
+      found |= score.glyphs_redrawn(images, strings)
+    rows.update(named(prefix, found))
+
+  add('eval/', out['image'])
+  if 'full' in out:
+    add('eval/full_', out['full'])
+  if 'prompted' in out:
+    drawn = prompts.prompt_scores(out['prompted'], truth, text)
+    rows.update(named('eval/prompt_', drawn))
+  if 'ceiling' in out:
+    add('eval/ceiling_', out['ceiling'])
+  return rows
 
 
 def named(prefix: str, values: dict[str, float]) -> dict[str, float]:

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Key
 from PIL import Image
 
-from uae_jax.data.pipeline import SceneSource
+from uae_jax.data.pipeline import make_source
 from uae_jax.data.scenes import detect, grammar, prompts, score
 from uae_jax.eval.benchmark import (
   Score,
@@ -47,7 +47,9 @@ class ScenesSuite:
     choose: None where the model cannot be asked.
     side: of scenes and drawings, in pixels.
     n: scenes.
-    split: of `data.pipeline.SceneSource`.
+    split: of `data.pipeline.make_source`.
+    world: 'scenes', or 'glyphs' for scenes with a string in each; what is
+      said and redrawn of it are three more scores, all others are of objects.
   """
 
   describe: Describe
@@ -57,14 +59,19 @@ class ScenesSuite:
   side: int
   n: int = 256
   split: str = 'heldout'
+  world: str = 'scenes'
 
   @property
   def settings(self) -> dict[str, Any]:
     """See `Benchmark`."""
     return dict(
-      scenes=f'scenes:{self.split}', side=self.side, towers=[*self.compares],
+      scenes=self._source, side=self.side, towers=[*self.compares],
       conditioning='caption',
     )  # fmt: skip
+
+  @property
+  def _source(self) -> str:
+    return f'{self.world}:{self.split}'
 
   @functools.cached_property
   def items(self) -> list[str]:
@@ -75,33 +82,39 @@ class ScenesSuite:
     self, names: Sequence[str], folder: Path, rng: Key[Array, '']
   ) -> list[dict[str, Any]]:
     """See `Benchmark`; redrawn scenes are left in `folder`."""
-    source = SceneSource(self.split, side=self.side)
+    source = make_source(self._source, side=self.side)
     records = [source[int(name[:5])] for name in names]
     images = [record['image'] for record in records]
     scenes = [record['truth'] for record in records]
+    text = self.world == 'glyphs'
+    strings = [record['glyphs'] if text else None for record in records]
     keys = iter(jax.random.split(rng, 3 + len(prompts.TASKS)))
     captions = self.describe(images, next(keys))
     redrawn = self.draw(captions, next(keys))
     cosines = {k: f(images, redrawn) for k, f in self.compares.items()}
-    full = self.draw([grammar.describe(s) for s in scenes], next(keys))
+    said = [grammar.describe(s, string=t) for s, t in zip(scenes, strings)]
+    full = self.draw(said, next(keys))
     asked = [prompts.prompts(scene) for scene in scenes]
     prompted = [self.draw(list(p), next(keys)) for p in zip(*asked)]
     rows = []
     for i, (name, scene) in enumerate(zip(names, scenes)):
       Image.fromarray(redrawn[i]).save(folder / name)
-      found = [detect.detect(images[i]) for images in prompted]
+      found = [detect.detect(images[i], text=text) for images in prompted]
       right = map(prompts.right, prompts.TASKS, asked[i], found)
       rows.append(
         {
           'name': name,
           'scene': scene.tolist(),
           'caption': captions[i],
-          'redrawn': detect.detect(redrawn[i]).tolist(),
-          'full': detect.detect(full[i]).tolist(),
+          'redrawn': detect.detect(redrawn[i], text=text).tolist(),
+          'full': detect.detect(full[i], text=text).tolist(),
           **{f'cosine/{k}': float(x[i]) for k, x in cosines.items()},
           **{f'prompt/{k}': bool(x) for k, x in zip(prompts.TASKS, right)},
         }
       )
+      if text:
+        (read,) = detect.read_strings(redrawn[i : i + 1]).tolist()
+        rows[-1] |= {'glyphs': strings[i].tolist(), 'read': read}
     if self.choose is not None:
       self._ask(rows, images, scenes)
     return rows
@@ -128,6 +141,8 @@ class ScenesSuite:
     out |= caption_table(column('caption'), scenes)
     exact = [_exact(*pair) for pair in zip(column('redrawn'), scenes)]
     out['exact_scene'] = mean_score(exact)
+    if 'glyphs' in rows[0]:
+      out |= glyph_table(rows)
     tasks = {k: column(f'prompt/{k}') for k in prompts.TASKS}
     tasks = mean_scores(tasks, overall='overall')
     out |= {f'prompt_{k}': x for k, x in tasks.items()}
@@ -162,6 +177,20 @@ def caption_table(
     small_object_recall=share('small_said', 'small'),
     exact_caption=mean_score([c['exact'] for c in counts]),
     caption_words=mean_score([len(c.split()) for c in captions]),
+  )
+
+
+def glyph_table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Score]:
+  """`data.scenes.score`'s numbers of strings, with intervals."""
+  strings = [np.array(row['glyphs']) for row in rows]
+  captions = [row['caption'] for row in rows]
+  counts = [score.glyph_counts(*pair) for pair in zip(captions, strings)]
+  return dict(
+    glyph_recall=ratio_score(
+      [c['said'] for c in counts], [c['letters'] for c in counts]
+    ),
+    glyph_exact=mean_score([c['exact'] for c in counts]),
+    glyph_redrawn=mean_score([row['read'] == row['glyphs'] for row in rows]),
   )
 
 

@@ -129,6 +129,12 @@ def scenes(bench: Bench) -> Built:
   return suite, model.options
 
 
+def glyphs(bench: Bench) -> Built:
+  """The drawn world with a string in every scene."""
+  suite, options = scenes(bench)
+  return dataclasses.replace(suite, world='glyphs'), options
+
+
 def _chooser(bench: Bench) -> Any:
   """(images, options of each) -> log-likelihoods of the options."""
 
@@ -217,6 +223,7 @@ def _there(path: Path, what: str) -> Path:
 
 BUILDERS = {
   'scenes': scenes,
+  'glyphs': glyphs,
   'unified_bench': unified,
   'geneval': geneval_,
   'genevalpp': genevalpp_,

@@ -5,7 +5,7 @@
 
 | --benchmark | in --data | needs |
 |---|---|---|
-| scenes | | towers |
+| scenes, glyphs | | towers |
 | unified_bench | unified/*.jpg | towers |
 | geneval | geneval/evaluation_metadata.jsonl | to be scored: detector, clip |
 | genevalpp | genevalpp/Geneval++.jsonl | to be scored: judge |

@@ -1,14 +1,16 @@
 """Captions of scenes: `medium blue square top center , small red cross ...`.
 
 Every word says one attribute, so a caption is read back word by word and
-scored exactly. Four fully described objects are 23 words.
+scored exactly. Four fully described objects are 23 words. A string of letters
+comes last, `text g h z middle left`; three objects and it are 24.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
-from uae_jax.data.scenes import draw
+from uae_jax.data.scenes import draw, glyphs
 
 ROWS = ('top', 'middle', 'bottom')
 COLS = ('left', 'center', 'right')
@@ -21,7 +23,9 @@ _MEANING = {
   for attribute, names in zip(ATTRIBUTES, NAMES)
   for index, word in enumerate(names)
 }
-WORDS = (*_MEANING, ',')
+TEXT = 'text'  # starts the phrase of a string
+# In the order of their ids: what is new comes last.
+WORDS = (*_MEANING, ',', TEXT, *glyphs.LETTERS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Detail:
   omit_size: float = 0.0
   omit_position: float = 0.0  # row and column together
   wrong_shape: float = 0.0  # another shape word instead
+  keep_text: float = 1.0  # the string is told
   order: str = 'raster'  # of the objects, or 'random'
 
 
@@ -44,6 +49,7 @@ PARTIAL = Detail(
   omit_size=0.55,
   omit_position=0.45,
   wrong_shape=0.08,
+  keep_text=0.7,
 )
 
 
@@ -63,6 +69,21 @@ class Mention:
     return tuple(vars(self)[name] for name in ATTRIBUTES)
 
 
+@dataclasses.dataclass(frozen=True)
+class Text:
+  """What a caption says of a string; None where it says nothing."""
+
+  letters: tuple[int, ...] = ()  # the first `glyphs.COUNT`
+  row: int | None = None
+  col: int | None = None
+  surplus: int = 0  # words of the phrase beyond these
+
+  def values(self) -> tuple[int | None, ...]:
+    """In the columns of a string."""
+    missing = (None,) * (glyphs.COUNT - len(self.letters))
+    return (self.row, self.col, *self.letters, *missing)
+
+
 def _phrase(row: np.ndarray, omit: set[str]) -> str:
   words = {
     attribute: names[value]
@@ -71,10 +92,17 @@ def _phrase(row: np.ndarray, omit: set[str]) -> str:
   return ' '.join(words[name] for name in _SAID if name not in omit)
 
 
+def _text_phrase(string: np.ndarray) -> str:
+  row, col, *letters = string
+  said = (glyphs.LETTERS[i] for i in letters)
+  return ' '.join((TEXT, *said, ROWS[row], COLS[col]))
+
+
 def describe(
   scene: np.ndarray,
   rng: np.random.Generator | None = None,
   detail: Detail = FULL,
+  string: np.ndarray | None = None,
 ) -> str:
   """The caption of a scene, complete unless `detail` says otherwise.
 
@@ -85,9 +113,12 @@ def describe(
     scene: [n, 5], n > 0.
     rng: needed unless `detail` is full.
     detail: how much is said, and how well.
+    string: [5] of the scene, told after all objects; of -1 as None is none.
   """
+  there = string is not None and string[0] >= 0
+  text = [_text_phrase(string)] if there else []
   if detail == FULL:
-    return ' , '.join(_phrase(row, set()) for row in scene)
+    return ' , '.join([*(_phrase(row, set()) for row in scene), *text])
   scene = scene.copy()
   phrases = []
   order = np.arange(len(scene))
@@ -109,6 +140,8 @@ def describe(
   if not phrases:
     row = scene[rng.integers(len(scene))]
     phrases.append(_phrase(row, {'size', 'row', 'col'}))
+  if text and rng.random() < detail.keep_text:
+    phrases += text
   return ' , '.join(phrases)
 
 
@@ -116,12 +149,16 @@ def parse(caption: str) -> list[Mention]:
   """Reads any text: commas part the mentions, unknown words are skipped.
 
   The first word of an attribute counts; more of them in the same mention are
-  its `surplus`. A mention without any attribute word is left out.
+  its `surplus`. A mention without any attribute word is left out, and so is
+  what `parse_text` reads.
   """
   mentions = []
   for phrase in caption.lower().split(','):
     said, surplus = {}, 0
-    for word in phrase.split():
+    words = phrase.split()
+    if words[:1] == [TEXT]:
+      continue
+    for word in words:
       if word not in _MEANING:
         continue
       attribute, value = _MEANING[word]
@@ -130,3 +167,25 @@ def parse(caption: str) -> list[Mention]:
     if said:
       mentions.append(Mention(**said, surplus=surplus))
   return mentions
+
+
+def parse_text(caption: str) -> list[Text]:
+  """Strings that any text tells: the phrases between commas with `TEXT` first.
+
+  Letters count in the order of saying, the first row and the first column
+  word as the place.
+  """
+  texts = []
+  for phrase in caption.lower().split(','):
+    first, *words = phrase.split() or ['']
+    if first == TEXT:
+      letters = tuple(_indices(words, glyphs.LETTERS)[: glyphs.COUNT])
+      row, col = (next(iter(_indices(words, n)), None) for n in (ROWS, COLS))
+      told = len(letters) + (row is not None) + (col is not None)
+      texts.append(Text(letters, row, col, len(words) - told))
+  return texts
+
+
+def _indices(words: Sequence[str], names: Sequence[str]) -> list[int]:
+  """Of those words that are names, in order."""
+  return [names.index(word) for word in words if word in names]

@@ -71,7 +71,7 @@ def right(task: str, prompt: str, found: np.ndarray) -> bool:
 
 
 def prompt_scores(
-  images: np.ndarray, scenes: Sequence[np.ndarray]
+  images: np.ndarray, scenes: Sequence[np.ndarray], text: bool = False
 ) -> dict[str, float]:
   """Share of prompts that were drawn right.
 
@@ -79,13 +79,14 @@ def prompt_scores(
     images: [N, len(TASKS), side, side, 3], drawn after `prompts` of each
       scene.
     scenes: N scenes [n, 5]; rows of -1 are padding.
+    text: see `detect.detect_batch`.
 
   Returns:
     One share for each task, and `overall`, their mean (as GenEval's).
   """
   hits = np.zeros((len(scenes), len(TASKS)), bool)
   for i, (drawn, scene) in enumerate(zip(images, scenes, strict=True)):
-    found = detect.detect_batch(drawn)
+    found = detect.detect_batch(drawn, text=text)
     for j, prompt in enumerate(prompts(scene)):
       hits[i, j] = right(TASKS[j], prompt, found[j])
   shares = dict(zip(TASKS, hits.mean(0).tolist(), strict=True))

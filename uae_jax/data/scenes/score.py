@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from uae_jax.data.scenes import detect, draw, grammar
+from uae_jax.data.scenes import detect, draw, glyphs, grammar
 
 
 def _ratio(part: float, whole: float) -> float:
@@ -112,7 +112,10 @@ def caption_scores(
 
 
 def scene_scores(
-  images: np.ndarray, scenes: Sequence[np.ndarray], jitter: int = 0
+  images: np.ndarray,
+  scenes: Sequence[np.ndarray],
+  jitter: int = 0,
+  text: bool = False,
 ) -> dict[str, float]:
   """How much of the scenes is in the images, by the exact detector.
 
@@ -120,6 +123,7 @@ def scene_scores(
     images: [N, side, side, 3], uint8 or float in [0, 1].
     scenes: N scenes [n, 5]; rows of -1 are padding.
     jitter: see `detect.detect_batch`.
+    text: the same; a string counts as nothing here.
 
   Returns:
     exact_scene: share of images with every object right and none extra.
@@ -127,7 +131,7 @@ def scene_scores(
     small_object_redrawn: the same of small objects (0 where none is small).
   """
   exact, hits, small = [], [], []
-  found = detect.detect_batch(images, jitter)
+  found = detect.detect_batch(images, jitter, text)
   for seen, scene in zip(found, map(objects, scenes), strict=True):
     seen = set(map(tuple, seen.tolist()))
     hit = np.array([tuple(row) in seen for row in scene.tolist()], bool)
@@ -140,3 +144,55 @@ def scene_scores(
     object_recall=_ratio(hits.sum(), hits.size),
     small_object_redrawn=_ratio(hits[small].sum(), small.sum()),
   )
+
+
+def glyph_counts(caption: str, string: np.ndarray) -> dict[str, int]:
+  """What `glyph_scores` sums, of one caption and its string [5]."""
+  texts = grammar.parse_text(caption)
+  first = texts[0] if texts else grammar.Text()
+  right = [a == b for a, b in zip(first.values(), string.tolist())]
+  there = int(string[0] >= 0)
+  alone = len(texts) == 1 and not first.surplus
+  return dict(
+    strings=there,
+    letters=there * glyphs.COUNT,
+    said=there * sum(right[2:]),
+    exact=there * int(all(right) and alone),
+  )
+
+
+def glyph_scores(
+  captions: Sequence[str], strings: Sequence[np.ndarray]
+) -> dict[str, float]:
+  """How much captions say of the strings in their scenes.
+
+  Args:
+    captions: N captions.
+    strings: N strings [5]; those of -1 are none and are left out.
+
+  Returns:
+    glyph_recall: letters said at their place in the string / letters.
+    glyph_exact: share of strings told with every letter and their cell, by
+      one phrase that says nothing else.
+  """
+  counts = [glyph_counts(*pair) for pair in zip(captions, strings, strict=True)]
+  total = {key: sum(count[key] for count in counts) for key in counts[0]}
+  return dict(
+    glyph_recall=_ratio(total['said'], total['letters']),
+    glyph_exact=_ratio(total['exact'], total['strings']),
+  )
+
+
+def glyphs_redrawn(
+  images: np.ndarray, strings: Sequence[np.ndarray]
+) -> dict[str, float]:
+  """`glyph_redrawn`: share of strings that are in the images, in their cell.
+
+  Args:
+    images: [N, side, side, 3], uint8 or float in [0, 1].
+    strings: N strings [5]; those of -1 are none and are left out.
+  """
+  strings = np.asarray(strings)
+  there = strings[:, 0] >= 0
+  right = np.all(detect.read_strings(images) == strings, -1)
+  return dict(glyph_redrawn=_ratio(right[there].sum(), there.sum()))
