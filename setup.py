@@ -11,7 +11,7 @@ INSTALL = [
   'transformers>=5.0',  # processors and configs of the hub's models
   'tokenizers>=0.22',  # reads tokenizer.json without importing torch
   'safetensors>=0.6',  # weights in and out, never pickle
-  'tensorflow-datasets>=4.9.9',  # TFDS sources
+  'tensorflow-datasets>=4.9.9',  # TFDS sources, read without TensorFlow
   'clu>=0.0.12',  # the metric-writer interface our writer follows
   'ml_collections>=1.1',  # config files and flags
   'absl-py>=2.1',  # flags
@@ -23,6 +23,7 @@ INSTALL = [
 ]
 
 EXTRAS = {
+  'data': ['pyarrow>=15'],  # Parquet and Arrow tables
   'tpu': ['jax[tpu]>=0.10'],
   'cuda': ['jax[cuda13]>=0.10'],
   'test': [
@@ -43,6 +44,8 @@ EXTRAS = {
     'pyyaml>=6',
     'openai>=1.60',  # judges
     'jsonschema>=4',
+    'pyarrow>=15',
+    'datasets>=3',  # writes the folders that arrow: reads
   ],
   # Endpoints that compare captions or see images, and their answers' schema.
   'judges': ['openai>=1.60', 'jsonschema>=4'],

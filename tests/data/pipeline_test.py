@@ -1,5 +1,6 @@
 """Sources and loaders: deterministic, checkpointable, robust to bad files."""
 
+import dataclasses
 import itertools
 import logging
 
@@ -96,6 +97,44 @@ def test_pairs_are_images_and_full_captions(tok):
   found = [detect.detect(image) for image in batch['image']]
   said = [tokenize.decode(tok, ids) for ids in batch['full_ids']]
   assert said == [grammar.describe(scene) for scene in found]
+
+
+def test_strings_travel_with_their_scenes(example, tok):
+  longer = dataclasses.replace(example, caption_length=28)
+  source = pipeline.make_source('glyphs:train')
+  batch = next(pipeline.make_loader(source, longer, batch=16, seed=0))
+  assert batch['glyphs'].shape == (16, 5)
+  assert batch['glyphs'].dtype == np.int32
+  strings = detect.read_strings(batch['image'])
+  np.testing.assert_array_equal(strings, batch['glyphs'])
+  scenes = detect.detect_batch(batch['image'], text=True)
+  for i, (scene, string) in enumerate(zip(scenes, strings, strict=True)):
+    assert 1 <= len(scene) <= pipeline.MAX_BESIDE_TEXT
+    truth = batch['truth'][i]
+    np.testing.assert_array_equal(truth[truth[:, 0] >= 0], scene)
+    full = tokenize.decode(tok, batch['full_ids'][i])
+    assert full == grammar.describe(scene, string=string)
+  partial = [tokenize.decode(tok, ids) for ids in batch['caption_ids']]
+  assert 0 < sum(len(grammar.parse_text(text)) for text in partial) < 16
+  pair = pipeline.PairExample(tok, 28)(source[0], np.random.default_rng(0))
+  told = grammar.parse_text(tokenize.decode(tok, pair['full_ids']))
+  assert [t.values() for t in told] == [tuple(source[0]['glyphs'])]
+
+
+def test_no_string_is_spelled_in_two_splits():
+  seen = {}
+  for split in ('train', 'crowded', 'validation', 'heldout'):
+    source = pipeline.make_source(f'glyphs:{split}')
+    records = [source[i] for i in range(1000)]
+    seen[split] = {tuple(r['glyphs'][2:].tolist()) for r in records}
+    owner = split if split in pipeline.KEPT else 'train'
+    assert {pipeline.split_of(r['truth']) for r in records} == {owner}
+  assert len(seen['validation']) == len(seen['heldout']) == 8**3 // 16
+  for kept in ('validation', 'heldout'):
+    assert not seen[kept] & (seen['train'] | seen['crowded'])
+    # Every letter is seen at every place, so that reading is all it takes.
+    assert all(set(column) == set(range(8)) for column in zip(*seen[kept]))
+  assert not seen['validation'] & seen['heldout']
 
 
 def test_unshuffled_loader_reads_in_order(tmp_path, plain):
@@ -203,19 +242,23 @@ def test_corrupt_images_are_replaced_and_reported_once(tmp_path, plain, caplog):
 
 def test_nothing_readable(tmp_path, plain):
   source = pipeline.make_source(_folder(tmp_path, 2, bad=(0, 1)))
-  with pytest.raises(UserError, match='none of 2 images'):
+  with pytest.raises(UserError, match='none of 2 items'):
     next(pipeline.make_loader(source, plain, batch=2, seed=0))
 
 
 def test_photographs_have_no_captions(tmp_path, example, plain):
   source = pipeline.make_source(_folder(tmp_path, 1))
-  with pytest.raises(UserError, match='no reference captions'):
+  with pytest.raises(UserError, match='no reference caption'):
     example(source[0], np.random.default_rng(0))
   out = plain(source[0], np.random.default_rng(0))
   assert 'truth' not in out and 'caption_ids' not in out
+  with pytest.raises(UserError, match='scenes:edits'):
+    pipeline.PairExample(example.tokenizer, 24)(source[0], None)
 
 
-@pytest.mark.parametrize('uri', ['', 'scenes', 'scenes:test', 'tfds:x'])
+@pytest.mark.parametrize(
+  'uri', ['', 'scenes', 'scenes:test', 'video:x', 'glyphs:edits']
+)
 def test_unknown_sources(uri):
   with pytest.raises(UserError, match='scenes:train'):
     pipeline.make_source(uri)

@@ -5,9 +5,6 @@ evaluation reads the first n in order, once.
 """
 
 import dataclasses
-import logging
-import os
-import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 
@@ -16,21 +13,28 @@ import numpy as np
 
 from uae_jax.data import preprocess, tokenize
 from uae_jax.data.preprocess import Example
-from uae_jax.data.scenes import draw, grammar
+from uae_jax.data.scenes import draw, glyphs, grammar
 from uae_jax.data.scenes.prompts import prompts
+from uae_jax.data.sources import files, mixture, uris
+from uae_jax.data.sources.bad import BadItems
+from uae_jax.data.sources.images import ImageSource as ImageSource
+from uae_jax.data.sources.mixture import Mixture
+from uae_jax.data.sources.stored import StoredSource
 from uae_jax.errors import UserError
 
-EXTENSIONS = ('.jpg', '.jpeg', '.png', '.webp', '.gif', '.bmp')
 SPLITS = ('train', 'validation', 'edits', 'heldout', 'crowded')
 KEPT = ('validation', 'heldout')  # from training
+# Of scenes with a string: one more object would not fit into a caption.
+MAX_BESIDE_TEXT = 3
+TRUTH = ('truth', 'glyphs')  # of a batch: read by the host alone
 # Records of a run. A batch of one of grain's own endless repeats has no len().
 ENDLESS = 2**48
 
 
 def split_of(scene: np.ndarray) -> str:
-  """The split that owns a scene, by its hash.
+  """The split that owns a scene, or the letters of a string, by its hash.
 
-  A sixteenth of all scenes each is kept for `validation` (settings are chosen
+  A sixteenth of all each is kept for `validation` (settings are chosen
   there) and `heldout` (results are reported there); training sees the rest.
   """
   kept = {0: 'validation', 8: 'heldout'}
@@ -44,6 +48,9 @@ class SceneSource:
   `edits` are training scenes, each followed by itself with one attribute or
   object changed: what a contrastive tower has to tell apart. `crowded` is the
   fuller of two training scenes at every index.
+
+  With `text` every scene has a string, see `scenes.glyphs`. Letters are split
+  as scenes are: what `validation` and `heldout` spell is never trained on.
   """
 
   split: str
@@ -52,12 +59,13 @@ class SceneSource:
   max_objects: int = 4
   jitter: int = 0
   length: int = 2**20
+  text: bool = False
 
   def __len__(self) -> int:
     return self.length
 
   def __getitem__(self, index: int) -> Example:
-    """`image` uint8 [side, side, 3] and `truth` [n, 5]."""
+    """`image` uint8 [side, side, 3], `truth` [n, 5]; of a string, `glyphs`."""
     edits = self.split == 'edits'
     which = int(index) // 2 if edits else int(index)
     key = (self.seed, SPLITS.index(self.split), which)
@@ -71,78 +79,36 @@ class SceneSource:
       while split_of(scene) != 'train':
         scene = draw.edit(original, rng, self.max_objects)
     image = draw.render(scene, self.side, self.jitter, rng)
-    return dict(image=image, truth=scene)
+    if not self.text:
+      return dict(image=image, truth=scene)
+    string = self._string(rng, scene)
+    image = glyphs.render(image, string)
+    return dict(image=image, truth=scene, glyphs=string)
+
+  @property
+  def _owner(self) -> str:
+    return self.split if self.split in KEPT else 'train'
 
   def _sample(self, rng: np.random.Generator) -> np.ndarray:
     """A scene that this split owns."""
-    owner = self.split if self.split in KEPT else 'train'
     scene = draw.sample_scene(rng, self.max_objects)
-    while split_of(scene) != owner:
+    while split_of(scene) != self._owner:
       scene = draw.sample_scene(rng, self.max_objects)
     return scene
+
+  def _string(self, rng: np.random.Generator, scene: np.ndarray) -> np.ndarray:
+    """A string beside the scene, of letters that this split owns."""
+    string = glyphs.sample(rng, scene)
+    while split_of(string[2:]) != self._owner:
+      string = glyphs.sample(rng, scene)
+    return string
 
   def read(self, index: int) -> Example | None:
     """The record; never None, as drawn scenes are never corrupt."""
     return self[index]
 
 
-class ImageSource:
-  """Image files below a folder, by index in sorted order."""
-
-  def __init__(self, folder: str):
-    """Lists the files.
-
-    Raises:
-      UserError: the folder is missing or has no image.
-    """
-    if not os.path.isdir(folder):
-      raise UserError(f'no folder {folder}; give images:DIR one that exists')
-    self.paths = sorted(
-      os.path.join(parent, name)
-      for parent, _, names in os.walk(folder)
-      for name in names
-      if name.lower().endswith(EXTENSIONS)
-    )
-    if not self.paths:
-      raise UserError(f'no image ({" ".join(EXTENSIONS)}) below {folder}')
-    self.folder = folder
-    self.bad: set[str] = set()
-    self._lock = threading.Lock()
-
-  def __repr__(self) -> str:
-    return f'ImageSource({self.folder!r})'
-
-  def __len__(self) -> int:
-    return len(self.paths)
-
-  def read(self, index: int) -> Example | None:
-    """`image` uint8 [H, W, 3]; None, and one warning, if it is corrupt."""
-    path = self.paths[index]
-    if path in self.bad:
-      return None
-    try:
-      return dict(image=preprocess.read_image(path))
-    except UserError as e:
-      with self._lock:
-        if path not in self.bad:
-          self.bad.add(path)
-          logging.warning('skipped (%d so far): %s', len(self.bad), e)
-      return None
-
-  def __getitem__(self, index: int) -> Example:
-    """The image, or the next one in the list that can be read.
-
-    Raises:
-      UserError: no file can be read.
-    """
-    for i in range(len(self)):
-      record = self.read((index + i) % len(self))
-      if record is not None:
-        return record
-    raise UserError(f'none of {len(self)} images in {self.folder} can be read')
-
-
-Source = SceneSource | ImageSource
+Source = SceneSource | StoredSource | Mixture
 
 
 def make_source(
@@ -152,27 +118,46 @@ def make_source(
   side: int = 32,
   max_objects: int = 4,
   jitter: int = 0,
+  cache: str = files.CACHE,
+  bad: BadItems | None = None,
+  captions: bool = False,
 ) -> Source:
-  """The source that `scenes:SPLIT` or `images:DIR` names.
+  """The source that a URI names: drawn, stored, or a mixture of sources.
 
   Args:
-    uri: the source.
+    uri: `scenes:SPLIT`, `glyphs:SPLIT` (scenes with a string in each), one
+      of `sources.uris`, or `mix:WEIGHT*URI,WEIGHT*URI`.
     seed: of the drawn scenes, as all that follows.
     side: in pixels.
-    max_objects: per scene, at most 9.
+    max_objects: per scene, at most 9; beside a string at most
+      `MAX_BESIDE_TEXT`.
     jitter: see `draw.render`.
+    cache: of stored sources, as all that follows; see `uris.stored`.
+    bad: where items go that cannot be used.
+    captions: an item without a caption cannot be used.
 
   Raises:
     UserError: no such source.
   """
   kind, _, name = uri.partition(':')
-  if kind == 'images':
-    return ImageSource(os.path.expanduser(name))
+  bad = BadItems() if bad is None else bad
+  if kind == 'mix':
+    weights, parts = zip(*mixture.parse(name), strict=True)
+    options = dict(
+      seed=seed, side=side, max_objects=max_objects, jitter=jitter,
+      cache=cache, bad=bad, captions=captions,
+    )  # fmt: skip
+    return Mixture([make_source(part, **options) for part in parts], weights)
+  if kind in uris.STORED:
+    return uris.stored(kind, name, cache=cache, bad=bad, captions=captions)
   if kind == 'scenes' and name in SPLITS:
     return SceneSource(name, seed, side, max_objects, jitter)
+  if kind == 'glyphs' and name in SPLITS and name != 'edits':
+    few = min(max_objects, MAX_BESIDE_TEXT)
+    return SceneSource(name, seed, side, few, jitter, text=True)
   raise UserError(
-    f'no data source {uri!r}; use scenes:train, scenes:heldout, scenes:edits '
-    'or images:DIR'
+    f'no data source {uri!r}; use scenes:train, scenes:heldout, scenes:edits, '
+    f'glyphs:train, glyphs:heldout, {", ".join(uris.STORED)}: or mix:'
   )
 
 
@@ -187,9 +172,10 @@ class MakeExample:
   tokenizer: tokenize.Tokenizer | None = None  # for captions
   detail: grammar.Detail | None = None  # of a second, partial caption
   prompts: bool = False  # text-to-image prompts of the scene, too
+  keep_truth: bool = True  # off where only some records have any
 
   def __call__(self, record: Example, rng: np.random.Generator) -> Example:
-    """The arrays of `types.Batch` for one image, and `truth` if it is known.
+    """The arrays of `types.Batch` for one image, and `TRUTH` that is known.
 
     Raises:
       UserError: captions are asked of images that have none.
@@ -198,20 +184,24 @@ class MakeExample:
     example = self.read(image)
     square = preprocess.square_view(image, self.image_side)
     example['image'] = square.astype(np.float32) / 255
-    if 'truth' in record:
+    if self.keep_truth and 'truth' in record:
       truth = np.full((self.max_objects, 5), -1, np.int32)
       truth[: len(record['truth'])] = record['truth']
       example['truth'] = truth
+    string = record['glyphs'] if 'glyphs' in record else None
+    if self.keep_truth and string is not None:
+      example['glyphs'] = string.astype(np.int32)
     if self.caption_length is not None:
-      if 'truth' not in record:
-        raise UserError(
-          'photographs have no reference captions; use scenes:train'
-        )
+      if 'truth' not in record and 'caption' not in record:
+        raise UserError('an image has no reference caption; use scenes:train')
       captions = {'full': grammar.FULL}
       if self.detail is not None:
         captions['caption'] = self.detail
       for key, detail in captions.items():
-        text = grammar.describe(record['truth'], rng, detail)
+        if 'truth' in record:
+          text = grammar.describe(record['truth'], rng, detail, string)
+        else:  # the one there is, for full and partial alike
+          text = record['caption']
         ids, mask = self._encode(text)
         example |= {f'{key}_ids': ids, f'{key}_mask': mask}
       if self.prompts:
@@ -232,9 +222,16 @@ class PairExample:
   caption_length: int
 
   def __call__(self, record: Example, rng: np.random.Generator) -> Example:
-    """`image` float [side, side, 3] in [0, 1], `full_ids`, `full_mask`."""
+    """`image` float [side, side, 3] in [0, 1], `full_ids`, `full_mask`.
+
+    Raises:
+      UserError: the image is not drawn.
+    """
     del rng
-    text = grammar.describe(record['truth'])
+    if 'truth' not in record:
+      raise UserError('towers learn from drawn scenes; use scenes:edits')
+    string = record['glyphs'] if 'glyphs' in record else None
+    text = grammar.describe(record['truth'], string=string)
     ids, mask = tokenize.encode_caption(
       self.tokenizer, text, self.caption_length
     )
@@ -289,20 +286,20 @@ def make_loader(
     batch: rows of all processes together.
     seed: of order and captions.
     mine: which rows of a batch are read here; all if not told.
-    threads: that prepare batches ahead.
+    threads: that prepare batches ahead, each one of its own.
     shuffle: off keeps the source's order.
 
   Returns:
     An iterator whose place is read and set by `get_state`, `set_state`.
   """
-  rows = grain.MapDataset.source(source).seed(seed)
-  rows = rows.shuffle() if shuffle else rows
-  rows = rows.repeat(ENDLESS // len(source)).random_map(example)
+  rows = mixture.ordered(source, seed, shuffle, ENDLESS).random_map(example)
   if mine is not None and len(mine) < batch:
     rows = grain.MapDataset.source(Share(rows, batch, tuple(mine)))
     batch = len(mine)
   batches = rows.batch(batch)
-  options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4)
+  options = grain.ReadOptions(
+    num_threads=threads, prefetch_buffer_size=max(4, threads)
+  )
   return iter(batches.to_iter_dataset(options))
 
 

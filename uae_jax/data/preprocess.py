@@ -7,11 +7,12 @@ in merge-group order, M-RoPE) and CLIP (shortest side, centre crop).
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from uae_jax.data.tokenize import Template
 from uae_jax.errors import UserError
@@ -22,6 +23,18 @@ MAX_ASPECT = 200  # of Qwen2-VL's resize
 TEMPORAL = 2  # a still image is two equal frames
 
 Example = dict[str, Any]  # of numpy arrays, one image
+
+
+class BadItem(UserError):
+  """An image, or what belongs to it, that cannot be used.
+
+  Attributes:
+    reason: in a word.
+  """
+
+  def __init__(self, reason: str, why: str):
+    super().__init__(why)
+    self.reason = reason
 
 
 def to_rgb(image: Image.Image | np.ndarray) -> Image.Image:
@@ -40,21 +53,49 @@ def to_rgb(image: Image.Image | np.ndarray) -> Image.Image:
   return image.convert('RGB')
 
 
-def read_image(path: str) -> UInt8[np.ndarray, 'H W 3']:
+def read_image(
+  file: str | Path | BinaryIO, name: str = ''
+) -> UInt8[np.ndarray, 'H W 3']:
   """Reads a file of any mode; of an animation, the first frame.
 
+  Args:
+    file: its path or its bytes.
+    name: what to call it in errors; the path if not told.
+
   Raises:
-    UserError: it is not an image, is cut short, or is far too long and thin.
+    BadItem: it is not an image, is cut short or damaged, is far too long and
+      thin, or too large to be anything but an attack on memory.
   """
+  name = name or file
   try:
-    with Image.open(path) as image:
-      rgb = np.asarray(to_rgb(image))
+    with Image.open(file) as image:
+      _check_size(name, *image.size)
+      return np.asarray(to_rgb(image))
+  except BadItem:
+    raise
+  except FileNotFoundError as e:
+    reason, why = 'missing', e
+  except UnidentifiedImageError:
+    reason, why = 'not_an_image', 'its format is none of an image'
+  except Image.DecompressionBombError as e:
+    reason, why = 'too_large', e
   except Exception as e:  # decoders of corrupt files raise whatever they meet
-    raise UserError(f'cannot read image {path}: {e}') from e
-  h, w = rgb.shape[:2]
+    reason, why = 'corrupt', e
+    if 'truncated' in str(e).lower():
+      reason = 'truncated'
+  raise BadItem(reason, f'cannot read image {name}: {why}')
+
+
+def _check_size(name: Any, w: int, h: int) -> None:
+  """Before it is decoded."""
   if max(h, w) > MAX_ASPECT * min(h, w):
-    raise UserError(f'image {path} is {w}x{h}: crop it to 1:{MAX_ASPECT}')
-  return rgb
+    why = f'image {name} is {w}x{h}: crop it to 1:{MAX_ASPECT}'
+    raise BadItem('too_thin', why)
+  if h * w > Image.MAX_IMAGE_PIXELS:
+    why = (
+      f'image {name} is {w}x{h}: shrink it to {Image.MAX_IMAGE_PIXELS} pixels'
+    )
+    raise BadItem('too_large', why)
 
 
 def smart_resize(

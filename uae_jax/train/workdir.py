@@ -11,7 +11,9 @@ from uae_jax.errors import UserError
 # Keys that change nothing in what is learnt.
 FREE = (
   'log.', 'ckpt.every', 'ckpt.keep', 'eval.gallery', 'mesh.', 'memory.',
+  'data.cache', 'data.threads', 'data.max_bad',
 )  # fmt: skip
+BAD_ITEMS = 'bad_items.jsonl'
 
 
 def flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
@@ -23,6 +25,11 @@ def flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
     else:
       out[prefix + key] = list(value) if isinstance(value, tuple) else value
   return out
+
+
+def bad_items(folder: Path, process: int) -> Path:
+  """Where a process lists what its data has that cannot be used."""
+  return folder / (f'bad_items.{process}.jsonl' if process else BAD_ITEMS)
 
 
 def check(folder: Path, config: Mapping[str, Any]) -> None:

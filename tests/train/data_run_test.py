@@ -1,0 +1,103 @@
+"""Runs on data that is not drawn: mixtures, captions, and what is broken."""
+
+import io
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks import stores
+from tests.train.loop_test import config, rows
+from uae_jax.data import tokenize
+from uae_jax.errors import UserError
+from uae_jax.sharding.mesh import make_mesh
+from uae_jax.train import loop, tasks, workdir
+from uae_jax.train.parts import Loader
+
+CAPTION = 'small red circle top left'
+
+
+def items(n, bad=0, caption=CAPTION):
+  out = []
+  for i in range(n):
+    file = io.BytesIO()
+    Image.new('RGB', (40, 30 + i % 7), (i, 0, 0)).save(file, 'PNG')
+    data = b'none' if i < bad else file.getvalue()
+    out.append(stores.Item(f'{i:03d}.png', data, caption))
+  return out
+
+
+def test_a_run_counts_what_it_leaves_out_and_goes_on(tmp_path):
+  one = stores.write('images', tmp_path / 'a', items(12, bad=2))
+  two = stores.write('webdataset', tmp_path / 'b', items(12, bad=1))
+  c = config(**{
+    'data.source': f'mix:0.5*{one},0.5*{two}', 'data.heldout': one,
+    'data.cache': str(tmp_path / 'cache'), 'train.steps': 2,
+  })  # fmt: skip
+  folder = tmp_path / 'run'
+  assert loop.run(c, folder) == 0
+  listed = (folder / 'bad_items.jsonl').read_text().splitlines()
+  listed = [json.loads(line) for line in listed]
+  assert {row['reason'] for row in listed} == {'not_an_image'}
+  names = {row['name'] for row in listed}
+  assert {f'{tmp_path}/a/000.png', f'{tmp_path}/a/001.png'} <= names
+  assert len(names) == len(listed) <= 3
+  last = rows(folder, 'reward/')[-1]
+  assert 2 <= last['data/bad/not_an_image'] <= 3
+
+
+def test_too_many_broken_images_end_a_run_with_one_line(tmp_path):
+  uri = stores.write('images', tmp_path / 'a', items(160, bad=40))
+  c = config(**{'data.heldout': uri, 'eval.images': 160})
+  folder = tmp_path / 'run'
+  with pytest.raises(UserError) as e:
+    loop.run(c, folder)
+  line = str(e.value)
+  assert '\n' not in line and f'{folder}/bad_items.jsonl' in line
+  assert 'data.max_bad=0.1' in line
+  assert len((folder / 'bad_items.jsonl').read_text().splitlines()) == 40
+
+
+def test_hosts_keep_lists_of_their_own(tmp_path):
+  files = [workdir.bad_items(tmp_path, i).name for i in (0, 1, 12)]
+  assert files == ['bad_items.jsonl', 'bad_items.1.jsonl', 'bad_items.12.jsonl']
+
+
+@pytest.fixture(scope='module')
+def loaded(tmp_path_factory):
+  """Parts of a supervised run, and URI -> its first batch."""
+  c = config('coldstart', 'decoder', **{'rollout.length': 24})
+  c.data.cache = str(tmp_path_factory.mktemp('cache'))
+  mesh = make_mesh(1, 1, jax.devices()[:1])
+  parts = tasks.load(c, Loader(c, mesh))
+
+  def first(uri):
+    c.data.source = uri
+    return next(parts.train_data(c, mesh))
+
+  return parts, first
+
+
+def test_supervised_captions_are_those_of_the_data(tmp_path, loaded):
+  mixed = items(6) + [
+    x._replace(name=f'b{x.name}', caption='') for x in items(3)
+  ]
+  uri = stores.write('parquet', tmp_path / 'a', mixed)
+  parts, first = loaded
+  batch = first(uri)
+  ids, mask = tokenize.encode_caption(parts.tokenizer, CAPTION, 24)
+  for key in ('full', 'caption'):
+    np.testing.assert_array_equal(batch[f'{key}_ids'], [ids] * 8)
+    np.testing.assert_array_equal(batch[f'{key}_mask'], [mask] * 8)
+  assert set(parts.bad.counts) <= {'no_caption'}
+
+
+def test_drawn_and_stored_captions_mix(tmp_path, loaded):
+  uri = stores.write('images', tmp_path / 'a', items(6))
+  parts, first = loaded
+  batch = first(f'mix:1*{uri},1*scenes:train')
+  texts = [parts.decode(ids) for ids in batch['full_ids']]
+  assert texts.count(CAPTION) == 4
+  assert all(text for text in texts) and 'truth' not in batch

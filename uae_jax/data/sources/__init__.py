@@ -1,0 +1,1 @@
+"""Images that are kept somewhere, and their captions, by index."""
