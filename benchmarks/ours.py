@@ -79,7 +79,9 @@ class Ours:
   def reward(self):
     """`reward`."""
     frozen = self.state.frozen
-    self.scores = done(self._reward(frozen, self.batch.image, self.images))
+    self.scores, _ = done(
+      self._reward(frozen, self.batch.image, self.images, self.captions)
+    )
 
   def update(self):
     """`update`: the reference, the loss, its gradient, AdamW."""

@@ -3,7 +3,8 @@
 The embedded default needs no download: tiny Qwen2.5-VL, connector, tiny SD3
 MM-DiT and tiny CLIP towers, bundled, on drawn scenes. `:blind` starts from a
 captioner that cannot tell shapes apart: what a reward that hardly sees them
-makes of it.
+makes of it. `:glyphs` has a string of letters in every scene, for which
+captioner and decoder were trained, and towers that never saw one.
 
 `:qwen3b-sd35m`, `:qwen3b-sd35l` (the sizes of UAE's release) and `:uniworld`
 train real models on photographs. They read what `hf download` has put into
@@ -16,13 +17,17 @@ from ml_collections import ConfigDict
 
 # Captioner, folder of the decoder, what differs.
 REAL = {
-  'qwen3b-sd35m': ('Qwen/Qwen2.5-VL-3B-Instruct', 'models/qwen3b-sd35m', {}),
+  'qwen3b-sd35m': (
+    'Qwen/Qwen2.5-VL-3B-Instruct', 'models/qwen3b-sd35m',
+    {'memory.drawings': 8},
+  ),
   'qwen3b-sd35l': ('models/uae/policy', 'models/uae/decoder', {}),
   'uniworld': (
-    'models/uniworld/policy', 'models/uniworld/decoder', dict(guidance=3.5),
+    'models/uniworld/policy', 'models/uniworld/decoder',
+    {'rollout.guidance': 3.5},
   ),
 }  # fmt: skip
-VARIANTS = ('', 'blind', *REAL)
+VARIANTS = ('', 'blind', 'glyphs', *REAL)
 
 
 def get_config(variant: str = '') -> ConfigDict:
@@ -71,6 +76,23 @@ def get_config(variant: str = '') -> ConfigDict:
   c.grpo.filter_zero_std = True  # leave groups without variance out
   c.grpo.mask_truncated = False  # leave captions without EOS out
 
+  # A weight of 0 leaves a term out; see docs/rewards.md.
+  c.rewards = ConfigDict()
+  c.rewards.reconstruction_weight = 1.0  # of the towers of ckpt.reward
+  c.rewards.weights = ''  # of each, 'reward=1,judge_clip=0.5'; '': their mean
+  c.rewards.standardise = 'none'  # none | group: cosines, tower by tower
+  c.rewards.length_weight = 0.0  # off for every token beyond length_target
+  c.rewards.length_target = 16  # tokens, EOS included
+  c.rewards.repetition_weight = 0.0  # times the share of repeated n-grams
+  c.rewards.ngram = 3
+  c.rewards.text = ''  # drawn | source: the image that captions should fit
+  c.rewards.text_tower = 'bundled:umm1/reward'  # a CLIP with both towers
+  c.rewards.text_tokenizer = 'bundled:umm1/processors'  # '': in text_tower
+  c.rewards.text_head = 'cosine'  # cosine | logit (PickScore, HPS)
+  c.rewards.text_weight = 1.0
+  c.rewards.mine = ''  # a function of yours, 'my_module:fn'
+  c.rewards.mine_weight = 1.0
+
   c.rollout = ConfigDict()
   c.rollout.length = 24  # caption budget in tokens, EOS included
   c.rollout.temperature = 1.0
@@ -84,10 +106,13 @@ def get_config(variant: str = '') -> ConfigDict:
   c.rollout.guidance = 1.0  # against the empty caption; 1: off
 
   c.data = ConfigDict()
-  # scenes:train | scenes:crowded (more objects) | images:DIR
+  # scenes:train | scenes:crowded (more objects) | glyphs:... | images:DIR
   c.data.source = 'scenes:crowded'
   # scenes:validation for choosing settings; for photographs, images:DIR.
   c.data.heldout = 'scenes:heldout'
+  c.data.threads = 2  # that prepare batches ahead, each one of its own
+  c.data.cache = '~/.cache/uae_jax/data'  # indices of tars, copies of Parquet
+  c.data.max_bad = 0.1  # share of the items tried, beyond which a run stops
   c.data.prompt = 'describe every object in the image'
   c.data.system = ''  # system turn of the chat template; '': none
   c.data.side = 32  # pixels of the drawn image
@@ -115,6 +140,12 @@ def get_config(variant: str = '') -> ConfigDict:
   if variant == 'blind':
     c.ckpt.policy = 'bundled:umm1/blind'
   c.ckpt.decoder = 'bundled:umm1/decoder'
+  if variant == 'glyphs':
+    c.ckpt.policy = 'bundled:umm1/glyphs/policy'
+    c.ckpt.decoder = 'bundled:umm1/glyphs/decoder'
+    c.data.source = 'glyphs:crowded'
+    c.data.heldout = 'glyphs:heldout'
+    c.rollout.length = 28
   c.ckpt.reward = 'bundled:umm1/reward'
   # Held-out towers, never a reward; comma separated.
   c.ckpt.judges = 'bundled:umm1/judge_clip,bundled:umm1/judge_views'
@@ -142,7 +173,7 @@ def get_config(variant: str = '') -> ConfigDict:
   return c
 
 
-def real_size(c: ConfigDict, policy: str, decoder: str, rollout: dict) -> None:
+def real_size(c: ConfigDict, policy: str, decoder: str, more: dict) -> None:
   """What differs for real models; not tuned here."""
   c.train.steps = 1000
   c.train.images = 64
@@ -152,7 +183,6 @@ def real_size(c: ConfigDict, policy: str, decoder: str, rollout: dict) -> None:
   c.rollout.draw_steps = 10
   c.rollout.shift = 0.0
   c.rollout.guidance = 4.5
-  c.rollout.update(rollout)
   c.data.source = 'images:data/train'
   c.data.heldout = 'images:data/heldout'
   c.data.prompt = 'Describe this image in detail.'
@@ -164,7 +194,10 @@ def real_size(c: ConfigDict, policy: str, decoder: str, rollout: dict) -> None:
   c.model.chunk = 64
   c.memory.drawings = 2
   c.memory.update_images = 1
+  c.update_from_flattened_dict(more)
   c.ckpt.policy, c.ckpt.decoder = policy, decoder
   c.ckpt.reward = 'openai/clip-vit-large-patch14'
+  c.rewards.text_tower, c.rewards.text_tokenizer = c.ckpt.reward, ''
+  c.rewards.length_target = 128
   c.ckpt.judges = 'facebook/dinov2-large'
   c.ckpt.every = c.eval.every = 100

@@ -70,6 +70,23 @@ def get_config(variant: str = '') -> ConfigDict:
   c.grpo.filter_zero_std = True  # leave groups without variance out
   c.grpo.mask_truncated = False  # leave captions without EOS out
 
+  # A weight of 0 leaves a term out; see docs/rewards.md.
+  c.rewards = ConfigDict()
+  c.rewards.reconstruction_weight = 1.0  # of the towers of ckpt.reward
+  c.rewards.weights = ''  # of each, 'reward=1,judge_clip=0.5'; '': their mean
+  c.rewards.standardise = 'none'  # none | group: cosines, tower by tower
+  c.rewards.length_weight = 0.0  # off for every token beyond length_target
+  c.rewards.length_target = 16  # tokens, EOS included
+  c.rewards.repetition_weight = 0.0  # times the share of repeated n-grams
+  c.rewards.ngram = 3
+  c.rewards.text = ''  # drawn | source: the image that captions should fit
+  c.rewards.text_tower = 'bundled:umm1/reward'  # a CLIP with both towers
+  c.rewards.text_tokenizer = 'bundled:umm1/processors'  # '': in text_tower
+  c.rewards.text_head = 'cosine'  # cosine | logit (PickScore, HPS)
+  c.rewards.text_weight = 1.0
+  c.rewards.mine = ''  # a function of yours, 'my_module:fn'
+  c.rewards.mine_weight = 1.0
+
   c.rollout = ConfigDict()
   c.rollout.length = 24  # caption budget in tokens, EOS included
   c.rollout.temperature = 1.0
@@ -87,6 +104,9 @@ def get_config(variant: str = '') -> ConfigDict:
   c.data.source = 'scenes:crowded'
   # scenes:validation for choosing settings; for photographs, images:DIR.
   c.data.heldout = 'scenes:heldout'
+  c.data.threads = 2  # that prepare batches ahead, each one of its own
+  c.data.cache = '~/.cache/uae_jax/data'  # indices of tars, copies of Parquet
+  c.data.max_bad = 0.1  # share of the items tried, beyond which a run stops
   c.data.prompt = 'describe every object in the image'
   c.data.system = ''  # system text of the chat template; '': none
   c.data.side = 32  # pixels of the drawn image
@@ -163,6 +183,8 @@ def real_size(c: ConfigDict, variant: str) -> None:
   c.memory.update_images = 1
   c.ckpt.policy = REAL[variant]
   c.ckpt.reward = 'openai/clip-vit-large-patch14'
+  c.rewards.text_tower, c.rewards.text_tokenizer = c.ckpt.reward, ''
+  c.rewards.length_target = 128
   c.ckpt.judges = 'facebook/dinov2-large'
   c.ckpt.every = c.eval.every = 100
   c.eval.prompts = False

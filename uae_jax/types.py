@@ -88,9 +88,10 @@ class Rollout:
   """One pass image -> text -> image -> reward."""
 
   captions: Captions
-  images: Float[Array, 'B G R R 3']  # in [0, 1]
+  images: Float[Array, 'B G R R 3'] | None  # in [0, 1]; None where not drawn
   reward: Float[Array, 'B G']  # fp32, may be non-finite
   codes: Codes | None = None  # of the images, where they were sampled
+  scores: dict[str, Float[Array, 'B G']] | None = None  # the reward's, raw
 
 
 @flax.struct.dataclass

@@ -148,7 +148,9 @@ def test_photographs_of_any_size_and_mode(tmp_path):
   assert 'data:image/png' in (folder / 'report.html').read_text()
 
 
-@pytest.mark.parametrize('part', ['reward', 'judge_views', 'policy', 'decoder'])
+@pytest.mark.parametrize(
+  'part', ['reward', 'judge_views', 'policy', 'decoder', 'glyphs_policy']
+)
 def test_the_cold_start_recipe_runs_and_exports_what_the_zoo_loads(
   part, tmp_path
 ):
@@ -165,8 +167,10 @@ def test_the_cold_start_recipe_runs_and_exports_what_the_zoo_loads(
   zoo.conditioner_from_folder(decoder / 'connector', 128).load(
     decoder / 'connector'
   )
-  if part == 'policy':
+  if part in ('policy', 'glyphs_policy'):
     zoo.policy_from_folder(export / 'policy').load(export / 'policy')
+  told = {k for r in rows(folder, 'eval/') for k in r if 'glyph' in k}
+  assert bool(told) == (part == 'glyphs_policy')
 
 
 def test_a_run_ends_when_its_heldout_score_no_longer_rises(tmp_path, capsys):

@@ -211,7 +211,7 @@ def test_a_rollout_keeps_both_trajectories(parts):
     umm, 'score_codes', params['policy'], out.captions, out.codes.tokens
   )
   assert np.abs(np.exp(logp - out.codes.logp) - 1).max() < 1e-5
-  want = umm.reward(params, source, out.images)
+  want, _ = umm.reward(params, source, out.images, out.captions)
   np.testing.assert_allclose(out.reward, want, atol=1e-6)
   assert out.reward.shape == (2, 3) and np.ptp(out.reward) > 0
 

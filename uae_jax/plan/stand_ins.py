@@ -149,7 +149,7 @@ KNOWN = {
 
 
 def fill_in(config, folder: Path) -> list[str]:
-  """Points `config.ckpt` at stand-ins where nothing else is there.
+  """Points `config` at stand-ins where nothing else is there.
 
   Args:
     config: of a run; changed.
@@ -179,4 +179,7 @@ def fill_in(config, folder: Path) -> list[str]:
   for key in ('policy', 'decoder', 'reward', 'judges'):
     names = config.ckpt[key].split(',')
     config.ckpt[key] = ','.join(one(name) if name else '' for name in names)
+  r = config.rewards
+  if r.text and (at := one(r.text_tower)) != r.text_tower:
+    r.text_tower, r.text_tokenizer = at, 'bundled:umm1/processors'
   return missing

@@ -38,6 +38,22 @@ def ensemble(
   return sum(weights[k] * scores[k] for k in sorted(scores))
 
 
+def standardised(
+  scores: Float[Array, 'B G'], zero: float = 1e-5
+) -> Float[Array, 'B G']:
+  """(score - group mean) / group std; 0 in a group without variance.
+
+  Args:
+    scores: of a tower.
+    zero: as for advantages, a std of so little of the largest |score| is
+      rounding.
+  """
+  centred = scores - jnp.mean(scores, -1, keepdims=True)
+  std = jnp.sqrt(jnp.mean(centred**2, -1, keepdims=True))
+  flat = std <= zero * jnp.max(jnp.abs(scores), -1, keepdims=True)
+  return jnp.where(flat, 0.0, centred / jnp.where(flat, 1.0, std))
+
+
 def finite_groups(
   reward: Float[Array, 'B G'],
 ) -> tuple[Float[Array, 'B G'], Bool[Array, 'B']]:
@@ -48,3 +64,11 @@ def finite_groups(
   """
   valid = jnp.all(jnp.isfinite(reward), -1)
   return jnp.where(valid[:, None], reward, 0.0), valid
+
+
+def mean_of_valid(
+  scores: Float[Array, 'B G'], valid: Bool[Array, 'B']
+) -> Float[Array, '']:
+  """Mean over the groups that are valid; 0 where none is."""
+  kept = jnp.where(valid[:, None], scores, 0.0)
+  return jnp.sum(kept) / jnp.maximum(jnp.sum(valid) * scores.shape[-1], 1)

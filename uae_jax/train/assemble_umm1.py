@@ -13,6 +13,7 @@ from uae_jax.models import connector, metaquery, mmdit, vlm
 from uae_jax.rollout.flow import FlowSchedule
 from uae_jax.rollout.sampler import Sampler
 from uae_jax.train import parts as parts_lib
+from uae_jax.train import rewards
 from uae_jax.train.parts import (
   CONNECTOR,
   DECODER,
@@ -49,6 +50,8 @@ def load(config, weights: Loader) -> Parts:
     params[name] = weights(name, model, at, seed + i)
   painter = dataclasses.replace(painter, size=config.memory.drawings)
   tokenizer = tokenize.load_tokenizer(processors)
+  terms, more = rewards.load(config, weights, towers, tokenizer)
+  params['reward'] |= more
   template = tokenize.Template.from_tokenizer(
     tokenizer, config.data.prompt, config.data.system
   )
@@ -71,7 +74,8 @@ def load(config, weights: Loader) -> Parts:
     bottleneck=r.bottleneck,
     environment=r.environment,
     share_noise=r.share_noise,
-    weights={name: 1.0 / len(towers) for name in towers},
+    weights=rewards.tower_weights(config, towers),
+    terms=terms,
     chunk=config.model.chunk,
     size=config.memory.drawings,
   )

@@ -16,6 +16,7 @@ from uae_jax.models import janus, mmdit, vq
 from uae_jax.rollout.flow import FlowSchedule
 from uae_jax.rollout.sampler import Sampler
 from uae_jax.train import parts as parts_lib
+from uae_jax.train import rewards
 from uae_jax.train.parts import (
   CONNECTOR,
   DECODER,
@@ -40,6 +41,8 @@ def load(config, weights: Loader) -> Parts:
   seed = config.train.seed
   params |= weights('', both, config.ckpt.policy, seed)
   tokenizer = tokenize.load_tokenizer(processors)
+  terms, more = rewards.load(config, weights, towers, tokenizer)
+  params['reward'] |= more
   vision, rows = both.module.vision, code_rows(both.module)
   template = JanusTemplate.from_tokenizer(
     tokenizer, config.data.prompt, rows**2, config.data.system
@@ -65,7 +68,7 @@ def load(config, weights: Loader) -> Parts:
     }
   umm = architecture(
     config, both.module, tokenizer_of_images, template, towers, judges,
-    painter=painter, connector=connector,
+    terms=terms, painter=painter, connector=connector,
   )  # fmt: skip
   return Parts(
     umm=umm,
@@ -91,7 +94,7 @@ def architecture(
     template: around images and captions.
     towers: rewards by name.
     judges: by name.
-    **kw: of a detokenizer.
+    **kw: of the reward and of a detokenizer.
   """
   r, rows = config.rollout, code_rows(policy)
   return UMM2(
@@ -108,7 +111,7 @@ def architecture(
     length=r.length,
     rows=rows,
     codes=rows**2,
-    weights={name: 1.0 / len(towers) for name in towers},
+    weights=rewards.tower_weights(config, towers),
     chunk=config.model.chunk,
     size=config.memory.drawings,
     **kw,

@@ -7,6 +7,8 @@ import jax
 import numpy as np
 
 from uae_jax.ckpt.orbax_io import Checkpoints
+from uae_jax.data.pipeline import TRUTH
+from uae_jax.data.sources.bad import BadItems
 from uae_jax.errors import UserError
 from uae_jax.eval import report
 from uae_jax.nn import kernels
@@ -51,6 +53,9 @@ def _run(config, folder) -> int:
     if first:
       workdir.claim(folder, config.to_dict())
     hosts.wait('claimed')
+    task.bad.keep(
+      workdir.bad_items(folder, jax.process_index()), config.data.max_bad
+    )
     checkpoints = Checkpoints(folder / 'checkpoints', config.ckpt.keep)
     try:
       code = _train(config, folder, mesh, task, checkpoints)
@@ -78,7 +83,7 @@ def _train(config, folder, mesh, task, checkpoints) -> int:
       config.train.steps, step, config.log.every, task.headline
     )
   writer.truncate_after(step)
-  log = Log(config, writer, progress)
+  log = Log(config, writer, progress, task.bad)
   step_fn = compile_step(task.step, state)
   seed = jax.random.key(config.train.seed)
   save = lambda: checkpoints.save(step, state.saved(), task.data.get_state())
@@ -150,8 +155,10 @@ def has_stalled(folder: Path, config, step: int) -> bool:
 class Log:
   """Writes each step's metrics while the next step runs."""
 
-  def __init__(self, config, writer: MetricWriter, progress: Progress):
-    self.writer, self.progress = writer, progress
+  def __init__(
+    self, config, writer: MetricWriter, progress: Progress, bad: BadItems
+  ):
+    self.writer, self.progress, self.bad = writer, progress, bad
     self.skipped = 0  # updates in a row, one step late
     self._rows = config.train.images  # of images that a step draws or reads
     if config.stage == 'encoder':
@@ -182,6 +189,7 @@ class Log:
     if 'caption/length' in row:
       words = self._rows * row['caption/length']
       row['throughput/tokens_per_s'] = words / seconds
+    row |= self.bad.metrics()
     self.writer.write_scalars(step, row)
     self.progress.update(step, row)
 
@@ -194,7 +202,7 @@ def compile_step(step, state):
 
 def to_batch(host, mesh) -> Batch:
   """A host batch on the device, without what only the host reads."""
-  arrays = {k: v for k, v in host.items() if k != 'truth'}
+  arrays = {k: v for k, v in host.items() if k not in TRUTH}
   return Batch(**put_batch(arrays, mesh))
 
 
@@ -220,7 +228,7 @@ def evaluate(task, state, step, folder, log) -> None:
   )
   report.write_report(folder)
   shown = ('reward', 'unified_score', 'attribute_precision')
-  shown += ('small_object_recall', 'exact_scene')
+  shown += ('small_object_recall', 'exact_scene', 'glyph_redrawn')
   line = '  '.join(
     f'{k} {rows["eval/" + k]:.3f}' for k in shown if f'eval/{k}' in rows
   )

@@ -14,6 +14,7 @@ from uae_jax import zoo
 from uae_jax.ckpt import convert, maps_vit
 from uae_jax.data import pipeline, tokenize
 from uae_jax.data.scenes import grammar
+from uae_jax.data.sources.bad import BadItems
 from uae_jax.errors import UserError
 from uae_jax.infer.options import FILE
 from uae_jax.rewards.features import Tower
@@ -61,6 +62,7 @@ class Parts:
     processors: folder with the policy's tokenizer and preprocessor.
     tokenizer: its tokenizer.
     read: image -> arrays of `types.Batch`.
+    bad: what the data has that cannot be used.
   """
 
   umm: Any
@@ -71,6 +73,7 @@ class Parts:
   processors: Path
   tokenizer: Any
   read: Callable[[Any], Mapping[str, np.ndarray]]
+  bad: BadItems = dataclasses.field(default_factory=BadItems)
 
   @property
   def policy(self) -> zoo.Model:
@@ -106,8 +109,8 @@ class Parts:
   def example(self, config, source, training: bool) -> pipeline.MakeExample:
     """Scene or photograph -> numpy example; captions where they are read."""
     drawn = isinstance(source, pipeline.SceneSource)
-    wanted = drawn and (config.stage == 'pretrain' or not training)
     partial = config.stage == 'pretrain' and training
+    wanted = partial or drawn and not training
     return pipeline.MakeExample(
       self.read,
       image_side=config.data.side,
@@ -115,24 +118,31 @@ class Parts:
       tokenizer=self.tokenizer,
       detail=partial_detail(config) if partial else None,
       prompts=wanted and not training and config.eval.prompts,
+      keep_truth=drawn,
     )
 
   def train_data(self, config, mesh) -> Any:
     """Endless shuffled batches of this host's share."""
     source = pipeline.make_source(
-      config.data.source, seed=config.train.seed, side=config.data.side
-    )
+      config.data.source, seed=config.train.seed, side=config.data.side,
+      cache=config.data.cache, bad=self.bad,
+      captions=config.stage == 'pretrain',
+    )  # fmt: skip
     return pipeline.make_loader(
       source,
       self.example(config, source, training=True),
       batch=config.train.images,
       seed=config.train.seed,
       mine=rows_here(config.train.images, mesh),
+      threads=config.data.threads,
     )
 
   def heldout_data(self, config) -> Callable[[], Iterable[dict]]:
     """The same held-out batches at every call, in order, on every host."""
-    source = pipeline.make_source(config.data.heldout, side=config.data.side)
+    source = pipeline.make_source(
+      config.data.heldout, side=config.data.side, cache=config.data.cache,
+      bad=self.bad,
+    )  # fmt: skip
     return lambda: pipeline.take(
       source,
       self.example(config, source, training=False),
@@ -207,16 +217,30 @@ class Loader:
 def towers(config, load: Loader) -> tuple[dict, dict, dict[str, Any]]:
   """Reward towers and judges by name, and the weights of both."""
   found, params = {}, {}
-  for kind, folders in (
-    ('reward', config.ckpt.reward),
-    ('judges', config.ckpt.judges),
-  ):
+  for kind in ('reward', 'judges'):
     found[kind], params[kind] = {}, {}
-    for folder in filter(None, folders.split(',')):
-      name = Path(folder.split(':')[-1]).name
-      model, found[kind][name] = tower_from_folder(zoo.resolve(folder))
+    for name, folder in tower_folders(kind, config).items():
+      model, found[kind][name] = tower_from_folder(folder)
       params[kind][name] = load(f'{kind}/{name}', model, folder)
   return found['reward'], found['judges'], params
+
+
+def tower_folders(kind: str, config) -> dict[str, Path]:
+  """The folders that ckpt.reward or ckpt.judges names, by their last part.
+
+  Raises:
+    UserError: one does not exist, or two go by one name.
+  """
+  out = {}
+  names = dict(reward=config.ckpt.reward, judges=config.ckpt.judges)[kind]
+  for folder in filter(None, names.split(',')):
+    name = Path(folder.split(':')[-1]).name
+    if name in out:
+      raise UserError(
+        f'ckpt.{kind}: two towers are called {name!r}: rename one folder'
+      )
+    out[name] = zoo.resolve(folder)
+  return out
 
 
 def tower_from_folder(folder: Path) -> tuple[zoo.Model, Tower]:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from uae_jax import trees
 from uae_jax.nn.lora import LoRA
-from uae_jax.rewards.reconstruction import finite_groups
+from uae_jax.rewards.reconstruction import finite_groups, mean_of_valid
 from uae_jax.rl import advantage, grpo
 from uae_jax.sharding import chunks, offload
 from uae_jax.types import Batch, Metrics, Rollout, TrainState
@@ -144,6 +144,7 @@ def train_step(
   if options.sees_once:
     batch = umm.see(options.spread(options.policy(state)), batch)
   rollout = roll_out(state, batch, draw_rng, umm=umm, options=options)
+  state, batch, rollout = umm.terms.settle((state, batch, rollout))
   return learn(
     state, batch, jax.lax.stop_gradient(rollout), order_rng,
     umm=umm, optimizer=optimizer, options=options,
@@ -187,6 +188,9 @@ def learn(
   adv, keep, metrics = advantage.group_advantage(
     reward, valid, options.scale, filter_zero_std=options.filter_zero_std
   )
+  metrics['reward/failed'] = jnp.sum(~jnp.isfinite(rollout.reward))
+  for name, scores in (rollout.scores or {}).items():
+    metrics[f'reward/{name}'] = mean_of_valid(scores, valid)
   ended = jnp.any(captions.mask & (captions.tokens == umm.tokens.eos), -1)
   mask = captions.mask & keep[:, None, None]
   if options.mask_truncated:

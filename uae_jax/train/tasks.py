@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from uae_jax import trees
 from uae_jax.ckpt import peft
+from uae_jax.data.sources.bad import BadItems
 from uae_jax.errors import UserError
 from uae_jax.eval import scenes_bench
 from uae_jax.nn import lora as lora_lib
@@ -61,6 +62,7 @@ class Task:
     evaluate: state -> (rows, gallery), or None.
     export: (state, folder) writes hub folders.
     headline: metrics shown on the terminal.
+    bad: what the data has that cannot be used.
   """
 
   state: TrainState
@@ -69,6 +71,7 @@ class Task:
   evaluate: Callable | None
   export: Callable[[TrainState, Path], None]
   headline: tuple[str, ...]
+  bad: BadItems = dataclasses.field(default_factory=BadItems)
 
 
 def build(config, mesh) -> Task:
@@ -126,6 +129,7 @@ def _encoder(config, mesh) -> Task:
     ),
     export=export,
     headline=('reward/mean', 'policy/kl', 'caption/length'),
+    bad=parts.bad,
   )  # fmt: skip
 
 
@@ -281,6 +285,7 @@ def _pretrain(config, mesh) -> Task:
       folder, whole(state), changed=state.params, dtype=jnp.bfloat16
     ),
     headline=('optim/loss', 'caption/accuracy', 'optim/grad_norm'),
+    bad=parts.bad,
   )  # fmt: skip
 
 

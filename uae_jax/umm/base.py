@@ -2,10 +2,10 @@
 
 A UMM is a frozen dataclass with fields `vlm` (a captioner of `models.vlm`),
 `tokens` (with `eos` and `pad`), `sampler`, `length`, `towers`, `judges`,
-`weights`, `chunk` (tokens whose logits exist at once when they are scored; 0
-is all) and `size` (drawings of a data shard that are rendered or looked at at
-once; 0 is all); it adds `draw` and `draw_from_text`. The rest of the loop is
-here.
+`weights` (of the towers), `terms` (what the reward is made of), `chunk`
+(tokens whose logits exist at once when they are scored; 0 is all) and `size`
+(drawings of a data shard that are rendered or looked at at once; 0 is all);
+it adds `draw` and `draw_from_text`. The rest of the loop is here.
 """
 
 from collections.abc import Mapping
@@ -20,8 +20,11 @@ from uae_jax.nn import kernels
 from uae_jax.nn.stack import apart, by_chunks
 from uae_jax.rewards import reconstruction
 from uae_jax.rewards.features import Tower
+from uae_jax.rewards.mine import Given
 from uae_jax.rollout import caption
 from uae_jax.sharding import chunks, offload
+from uae_jax.sharding.on_host import call_rows
+from uae_jax.sharding.rules import constrain
 from uae_jax.types import Batch, Captions, Prefix, Rollout
 
 Params = Mapping[str, Any]
@@ -63,12 +66,74 @@ class UMM:
     )
 
   def reward(
-    self, frozen: Params, source: Array, images: Array
-  ) -> Float[Array, 'B G']:
-    """Weighted cosine similarity of source and reconstruction."""
+    self,
+    frozen: Params,
+    source: Float[Array, 'B R Q 3'],
+    images: Float[Array, 'B G R Q 3'] | None,
+    captions: Captions,
+  ) -> tuple[Float[Array, 'B G'], dict[str, Float[Array, 'B G']]]:
+    """What rollouts are worth: the one place where that is said.
+
+    Args:
+      frozen: `reward` has the towers' parameters.
+      source: what was described.
+      images: what was drawn; None where `terms.looks` is False.
+      captions: in between.
+
+    Returns:
+      The weighted sum of all terms, and what each is by itself, by tower or
+      by name of the term.
+    """
+    terms, params = self.terms, frozen['reward']
+    seen = source, images, captions
     with jax.named_scope('reward'):
-      scores = self.similarities(self.towers, frozen['reward'], source, images)
-      return reconstruction.ensemble(scores, self.weights)
+      scores = terms.of_tokens(captions, self.tokens.eos)
+      if terms.reconstruction:
+        scores |= self.similarities(self.towers, params, source, images)
+      if terms.text is not None:
+        scores, seen = terms.settle((scores, seen))
+        scores['text'] = self.fit(params, *seen)
+      if terms.mine is not None:
+        scores, seen = terms.settle((scores, seen))
+        source, images, captions = seen
+        given = Given(source, images, captions.tokens, captions.mask)
+        scores['mine'] = terms.mine(given, call_rows)
+      return terms.total(scores, self.weights), scores
+
+  def fit(
+    self,
+    params: Params,
+    source: Float[Array, 'B R Q 3'],
+    images: Float[Array, 'B G R Q 3'] | None,
+    captions: Captions,
+  ) -> Float[Array, 'B G']:
+    """How well captions fit the image that `terms.text` compares them with."""
+    term = self.terms.text
+    mine = params[term.params]
+    ids = term.retokenise(captions.tokens, captions.mask, call_rows)
+    ids, source, images = self.terms.settle((ids, source, images))
+    ids = constrain(ids, 'batch', 'group', 'len')
+    b, g, _ = ids.shape
+    texts = chunks.map_pieces(
+      lambda _, x: term.tower.embed_text(mine, x),
+      self.size,
+      ids.reshape(b * g, -1),
+    ).reshape(b, g, -1)
+    if term.image == 'source':
+      looked = term.tower.embed(mine, source)[:, None]
+    else:
+      looked = self.embeddings(term.tower, mine, images)
+    return term.score(mine, looked, texts)
+
+  def embeddings(
+    self, tower: Tower, params: Params, images: Float[Array, 'B G R Q 3']
+  ) -> Float[Array, 'B G E']:
+    """Drawings as a tower sees them."""
+    b, g = images.shape[:2]
+    flat = images.reshape(b * g, *images.shape[2:])
+    return chunks.map_pieces(
+      lambda _, x: tower.embed(params, x), self.size, flat
+    ).reshape(b, g, -1)
 
   def similarities(
     self,
@@ -78,16 +143,10 @@ class UMM:
     images: Float[Array, 'B G R Q 3'],
   ) -> dict[str, Float[Array, 'B G']]:
     """Cosine of source and reconstruction, by tower."""
-    b, g = images.shape[:2]
-    flat = images.reshape(b * g, *images.shape[2:])
     out = {}
     for name, tower in towers.items():
       ours = tower.embed(params[name], source)
-      theirs = chunks.map_pieces(
-        lambda _, x, name=name, tower=tower: tower.embed(params[name], x),
-        self.size,
-        flat,
-      ).reshape(b, g, -1)
+      theirs = self.embeddings(tower, params[name], images)
       out[name] = reconstruction.similarity(ours, theirs)
     return out
 
@@ -110,8 +169,11 @@ class UMM:
     words, noise = jax.random.split(rng)
     prefix = self.prefill(policy, batch)
     captions = self.describe(policy, prefix, words, group)
-    images = self.draw(policy, frozen, captions, prefix, noise)
-    return Rollout(captions, images, self.reward(frozen, batch.image, images))
+    images = None
+    if self.terms.looks:
+      images = self.draw(policy, frozen, captions, prefix, noise)
+    reward, scores = self.reward(frozen, batch.image, images, captions)
+    return Rollout(captions, images, reward, scores=scores)
 
   def score(
     self, policy: Params, batch: Batch, captions: Captions

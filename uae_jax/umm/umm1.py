@@ -17,6 +17,7 @@ from uae_jax.models.connector import Connector
 from uae_jax.models.metaquery import QueryConnector
 from uae_jax.models.vlm import VLM
 from uae_jax.rewards.features import Tower
+from uae_jax.rewards.terms import Terms
 from uae_jax.rollout import caption
 from uae_jax.rollout.sampler import Sampler
 from uae_jax.types import Captions, Prefix
@@ -57,6 +58,7 @@ class UMM1(UMM):
     environment: 'policy' or 'reference' re-encodes the caption.
     share_noise: the G drawings of one image start from the same noise.
     weights: reward weight by tower name.
+    terms: what the reward is made of.
     chunk: tokens whose logits exist at once when they are scored; 0 is all.
     size: drawings of a data shard that exist at once; 0 is all.
   """
@@ -73,6 +75,7 @@ class UMM1(UMM):
   environment: str
   share_noise: bool
   weights: Mapping[str, float]
+  terms: Terms = Terms()
   chunk: int = 0
   size: int = 0
 

@@ -18,6 +18,7 @@ from uae_jax.models.janus import Janus
 from uae_jax.models.vq import VQ
 from uae_jax.nn.stack import by_chunks
 from uae_jax.rewards.features import Tower
+from uae_jax.rewards.terms import Terms
 from uae_jax.rollout import caption, image_tokens
 from uae_jax.rollout.sampler import Sampler
 from uae_jax.sharding import chunks
@@ -62,6 +63,7 @@ class UMM2(UMM):
     code_sampler: of image codes, over guided logits.
     guidance: of image codes; 1 is off.
     weights: reward weight by tower name.
+    terms: what the reward is made of.
     painter: of a flow-matching detokenizer; None: the VQ decoder renders.
     connector: from codes to its conditioning.
     chunk: tokens whose logits exist at once when they are scored; 0 is all.
@@ -80,6 +82,7 @@ class UMM2(UMM):
   rows: int
   codes: int
   weights: Mapping[str, float]
+  terms: Terms = Terms()
   painter: Painter | None = None
   connector: CodeConnector | None = None
   chunk: int = 0
@@ -259,10 +262,12 @@ class UMM2(UMM):
     words, sample, noise = jax.random.split(rng, 3)
     prefix = self.prefill(policy, batch)
     captions = self.describe(policy, prefix, words, group)
-    codes = self.draw_codes(policy, captions, sample)
-    images = self.render(frozen, codes.tokens, noise)
-    reward = self.reward(frozen, batch.image, images)
-    return Rollout(captions, images, reward, codes)
+    codes = images = None
+    if self.terms.looks:
+      codes = self.draw_codes(policy, captions, sample)
+      images = self.render(frozen, codes.tokens, noise)
+    reward, scores = self.reward(frozen, batch.image, images, captions)
+    return Rollout(captions, images, reward, codes, scores)
 
   def _apply(self, policy, *args, method):
     return self.vlm.apply({'params': policy}, *args, method=method)
