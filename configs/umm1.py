@@ -30,7 +30,7 @@ def get_config(variant: str = '') -> ConfigDict:
   if variant not in VARIANTS:
     raise ValueError(f'configs/umm1.py:{variant} is none of {VARIANTS}')
   c = ConfigDict()
-  c.stage = 'encoder'
+  c.stage = 'encoder'  # encoder | decoder | alternate | joint
 
   c.train = ConfigDict()
   c.train.steps = 500
@@ -83,6 +83,17 @@ def get_config(variant: str = '') -> ConfigDict:
   c.rollout.shift = 1.0  # of the noise levels; 0: as the decoder's scheduler
   c.rollout.guidance = 1.0  # against the empty caption; 1: off
 
+  # Of the decoder (Flow-GRPO), in the stages that train it.
+  c.flow = ConfigDict()
+  c.flow.lr = 1e-4
+  c.flow.trainable = (r'.*',)  # regexes over decoder parameter paths
+  c.flow.noise = 0.7  # of the steps that are drawn by chance
+  c.flow.window = 2  # steps by chance, in a row; of draw_steps - 1
+  c.flow.clip = 1e-3  # of the ratio of a step, a mean over its dimensions
+  c.flow.beta = 0.0  # weight of the KL to the starting decoder; 0: none kept
+  c.flow.weight = 1.0  # of the decoder's objective in stage 'joint'
+  c.flow.one_caption = True  # draw one caption of an image, not one each
+
   c.data = ConfigDict()
   # scenes:train | scenes:crowded (more objects) | images:DIR
   c.data.source = 'scenes:crowded'
@@ -127,6 +138,7 @@ def get_config(variant: str = '') -> ConfigDict:
   c.eval.batch = 64
   c.eval.prompts = False  # text to image as GenEval asks it; drawn scenes only
   c.eval.gallery = 32  # images kept for the report
+  c.eval.draw_steps = 0  # 0: as rollout.draw_steps
   # Evaluations without a better eval.watch before the run ends; 0: all steps.
   c.eval.patience = 0
   c.eval.watch = 'unified_score'

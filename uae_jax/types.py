@@ -91,6 +91,7 @@ class Rollout:
   images: Float[Array, 'B G R R 3']  # in [0, 1]
   reward: Float[Array, 'B G']  # fp32, may be non-finite
   codes: Codes | None = None  # of the images, where they were sampled
+  path: Any = None  # of the images, where steps of their flow are trained
 
 
 @flax.struct.dataclass
@@ -98,7 +99,7 @@ class TrainState:
   """Everything a step changes, and the frozen weights it reads."""
 
   step: Int[Array, '']
-  params: Any  # what the optimizer trains
+  params: Any  # what the optimizer trains; by part in a UMM: policy, decoder
   opt_state: Any
   skipped: Int[Array, '']  # non-finite updates in a row
   frozen: Any  # never changes, never saved

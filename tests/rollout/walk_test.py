@@ -101,12 +101,12 @@ def _by_hand(x, levels, top, eps):
 def test_what_is_scored_is_what_was_drawn(start):
   schedule, options = FlowSchedule(8, 2.0), Walk(0.7, 3)
   _, path = drawn(6, schedule, options, start=start, shape=(3, 2, 2))
-  logp, mean = walk.score(ideal, path, (), schedule, options, jnp.float32)
+  logp, mean = walk.score(ideal, path, schedule, options, jnp.float32)
   np.testing.assert_allclose(np.exp(logp - path.logp), 1, atol=1e-5)
   assert mean.shape == (6, 3, 3, 2, 2)
   assert np.ptp(np.asarray(logp)) > 0.1
   other = lambda x, t, c: ideal(x, t, c) + 0.1
-  far, shifted = walk.score(other, path, (), schedule, options, jnp.float32)
+  far, shifted = walk.score(other, path, schedule, options, jnp.float32)
   assert np.abs(far - path.logp).max() > 1e-3
   # The KL of two Gaussians of one variance, from their means and deviation.
   got = walk.kl(mean, shifted)
@@ -138,7 +138,7 @@ def test_the_ends_of_the_flow_are_finite():
   slope = jax.grad(
     lambda shift: walk.score(
       lambda x, t, c: ideal(x, t, c) + shift,
-      drawn(8, schedule, options)[1], (), schedule, options, jnp.float32,
+      drawn(8, schedule, options)[1], schedule, options, jnp.float32,
     )[0].sum()
   )(0.0)  # fmt: skip
   end, path = drawn(8, schedule, options)
@@ -167,9 +167,9 @@ def test_the_gradient_is_that_of_the_expected_reward():
     jax.grad(
       lambda shift: jnp.mean(
         weight
-        * walk.score(moved(shift), path, (), schedule, options, jnp.float32)[
-          0
-        ].sum(1)
+        * walk.score(moved(shift), path, schedule, options, jnp.float32)[0].sum(
+          1
+        )
       )
     )
   )(0.0)
@@ -182,3 +182,33 @@ def test_a_window_must_fit(window, level):
   with pytest.raises(UserError, match=r'flow\.(window|noise)='):
     Walk(level, window).check(FlowSchedule(4))
   Walk(0.7, 3).check(FlowSchedule(4))
+
+
+def test_every_row_has_a_window_of_its_own():
+  schedule, options = FlowSchedule(6), Walk(0.7, 2)
+  shape = (2, 1, 1)
+  starts = jnp.array([0, 2, 3])
+  _, together = drawn(3, schedule, options, start=starts, shape=shape)
+  logp, _ = walk.score(ideal, together, schedule, options, jnp.float32)
+  np.testing.assert_allclose(logp, together.logp, atol=1e-5)
+  for i, start in enumerate([0, 2, 3]):
+    _, alone = drawn(3, schedule, options, start=start, shape=shape)
+    np.testing.assert_allclose(together.x[i], alone.x[i], atol=1e-6)
+
+
+def test_guidance_is_drawn_and_scored_alike():
+  schedule, options = FlowSchedule(4), Walk(0.7, 2)
+  key = jax.random.key(1)
+  noise = jax.random.normal(key, (3, 2, 2, 1))
+  chance = jax.random.normal(jax.random.key(2), (3, 2, 2, 2, 1))
+  cond, empty = jnp.arange(3.0), jnp.zeros(3)
+  velocity = lambda x, t, c: ideal(x, t, c) + 0.1 * c[:, None, None, None]
+  draw = lambda guidance, unconditional: walk.draw(
+    velocity, noise, chance, jnp.full(3, 1), cond, schedule, options,
+    guidance, unconditional,
+  )  # fmt: skip
+  (plain, _), (guided, path) = draw(1.0, None), draw(4.0, empty)
+  assert np.abs(plain - guided)[0].max() < 1e-6  # nothing to be guided to
+  assert np.abs(plain - guided)[2].max() > 0.1
+  logp, _ = walk.score(velocity, path, schedule, options, jnp.float32, 4.0)
+  np.testing.assert_allclose(logp, path.logp, atol=1e-5)

@@ -28,7 +28,7 @@ def weighted(caption, image, **kw):
 
 
 def policy_of(state):
-  return trees.merge(state.frozen['policy'], state.params)
+  return trees.merge(state.frozen['policy'], state.params['policy'])
 
 
 def update(options, **umm):
@@ -148,8 +148,8 @@ def test_data4_model2_mesh_gives_the_loss_of_one_device():
                     mesh)  # fmt: skip
   home, _ = trees.split(whole['policy'], tiny_umm2.TRAINED)
   with jax.set_mesh(mesh):
-    start = start.replace(params=put_tree(start.params, home))
-    kernel = start.params['lm']['layers']['block']['q']['kernel']
+    start = start.replace(params=put_tree(start.params, {'policy': home}))
+    kernel = start.params['policy']['lm']['layers']['block']['q']['kernel']
     assert not kernel.sharding.is_fully_replicated
     _, sharded, _, _ = setup(guidance=5.0)
     spread, other = sharded(start, put_batch(batch, mesh), RNG)

@@ -91,7 +91,7 @@ class SDEStep(NamedTuple):
     x: where it leads, fp32 [N *d].
     logp: of x, the mean over the dimensions *d, fp32 [N].
     mean: fp32 [N *d].
-    std: fp32 scalar.
+    std: fp32, as sigma.
   """
 
   x: Array
@@ -103,11 +103,11 @@ class SDEStep(NamedTuple):
 def sde_step(
   x: Float[Array, 'N *d'],
   v: Float[Array, 'N *d'],
-  sigma: Float[Array, ''],
-  sigma_next: Float[Array, ''],
+  sigma: Float[Array, '*N'],
+  sigma_next: Float[Array, '*N'],
   *,
   level: float,
-  top: float,
+  top: float | Float[Array, ''],
   noise: Float[Array, 'N *d'] | None = None,
   following: Float[Array, 'N *d'] | None = None,
 ) -> SDEStep:
@@ -121,8 +121,8 @@ def sde_step(
   Args:
     x: at level `sigma`.
     v: the velocity there.
-    sigma: t, in (0, 1].
-    sigma_next: t' < t.
+    sigma: t, in (0, 1]; one for all, or [N 1 1 ...].
+    sigma_next: t' < t, likewise.
     level: 0 would be the ODE; Flow-GRPO uses 0.7.
     top: the largest t < 1 of the schedule.
     noise: of unit variance.
@@ -138,7 +138,7 @@ def sde_step(
     following = jax.lax.stop_gradient(mean + std * noise)
   z = (following - mean) / std
   axes = tuple(range(1, x.ndim))
-  logp = jnp.mean(-(z**2) / 2, axes) - jnp.log(std * np.sqrt(2 * np.pi))
+  logp = jnp.mean(-(z**2) / 2 - jnp.log(std * np.sqrt(2 * np.pi)), axes)
   return SDEStep(following, logp, mean, std)
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from uae_jax.errors import UserError
 from uae_jax.rollout.flow import FlowSchedule, ode_step, sde_step
-from uae_jax.rollout.paint import Velocity, guided_velocity
+from uae_jax.rollout.paint import Velocity, guided_velocity, joined
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +51,16 @@ class Trajectory:
   Attributes:
     x: at the levels of the window, fp32 [N W+1 h w C].
     logp: each step was drawn with, fp32 [N W].
-    start: the first step of the window, [N], the same for all.
+    start: the first step of the window.
+    cond: conditioning, a tree with leading axis N.
+    unconditional: likewise, where there is guidance.
   """
 
   x: Float[Array, 'N W1 h w C']
   logp: Float[Array, 'N W']
   start: Int[Array, 'N']
+  cond: Any
+  unconditional: Any = None
 
 
 def draw(
@@ -68,6 +72,7 @@ def draw(
   schedule: FlowSchedule,
   walk: Walk,
   guidance: float = 1.0,
+  unconditional: Any = None,
 ) -> tuple[Float[Array, 'N h w C'], Trajectory]:
   """Follows the flow from `noise` to an image, by chance in the window.
 
@@ -75,46 +80,48 @@ def draw(
     velocity_fn: the model; it sees x in the dtype of `noise`.
     noise: x at level 1.
     chance: unit noise of the window's steps.
-    start: the first step of the window, the same for all.
-    conditioning: tree of arrays with leading axis N; 2N with guidance,
-      unconditional rows first.
+    start: the first step of the window.
+    conditioning: tree of arrays with leading axis N.
     schedule: noise levels.
     walk: the window and its noise.
-    guidance: see `paint.guided_velocity`.
+    guidance: see `paint.paint`.
+    unconditional: likewise.
 
   Returns:
     x at level 0, fp32, and the window.
   """
+  rows = joined(conditioning, unconditional, guidance)
   sigmas = jnp.asarray(schedule.sigmas())
-  top = float(schedule.sigmas()[1])
-  first, size = start[0], walk.window
+  size = walk.window
 
   def step(x, i):
     sigma, sigma_next = sigmas[i], sigmas[i + 1]
     v = guided_velocity(
-      velocity_fn, x.astype(noise.dtype), sigma, conditioning, guidance
+      velocity_fn, x.astype(noise.dtype), sigma, rows, guidance
     )
-    inside = (i >= first) & (i < first + size)
-    eps = jnp.take(chance, jnp.clip(i - first, 0, size - 1), axis=1)
+    eps = _at(chance, jnp.clip(i - start, 0, size - 1))
     drawn = sde_step(
-      x, v, sigma, sigma_next, level=walk.level, top=top, noise=eps
+      x, v, sigma, sigma_next, level=walk.level, top=sigmas[1], noise=eps
     )
-    after = jnp.where(inside, drawn.x, ode_step(x, v, sigma, sigma_next))
+    inside = (i >= start) & (i < start + size)
+    flow = ode_step(x, v, sigma, sigma_next)
+    after = jnp.where(_wide(inside, x), drawn.x, flow)
     return after, (x, drawn.logp)
 
   x = noise.astype(jnp.float32)
   end, (xs, logp) = jax.lax.scan(step, x, jnp.arange(schedule.steps))
-  xs = jnp.concatenate([xs, end[None]])
-  cut = lambda x, n: jnp.swapaxes(
-    jax.lax.dynamic_slice_in_dim(x, first, n), 0, 1
-  )
-  return end, Trajectory(cut(xs, size + 1), cut(logp, size), start)
+  xs = jnp.swapaxes(jnp.concatenate([xs, end[None]]), 0, 1)
+  cut = jax.vmap(jax.lax.dynamic_slice_in_dim, (0, 0, None))
+  path = Trajectory(
+    cut(xs, start, size + 1), cut(jnp.swapaxes(logp, 0, 1), start, size),
+    start, conditioning, unconditional,
+  )  # fmt: skip
+  return end, path
 
 
 def score(
   velocity_fn: Velocity,
   path: Trajectory,
-  conditioning: Any,
   schedule: FlowSchedule,
   walk: Walk,
   dtype: Any,
@@ -125,33 +132,40 @@ def score(
   Args:
     velocity_fn: the model.
     path: drawn by `draw`.
-    conditioning: as `draw` had it.
-    schedule: likewise.
+    schedule: as `draw` had it.
     walk: likewise.
     dtype: the model sees x in it.
     guidance: likewise.
 
   Returns:
     Log-probabilities, and the means of the steps in units of their standard
-    deviations: half the squared distance of two models' is their KL.
+    deviations, which `kl` compares.
   """
+  rows = joined(path.cond, path.unconditional, guidance)
   sigmas = jnp.asarray(schedule.sigmas())
-  top = float(schedule.sigmas()[1])
 
   def step(_, k):
-    i = path.start[0] + k
-    sigma, sigma_next = sigmas[i], sigmas[i + 1]
-    x, following = (jnp.take(path.x, j, axis=1) for j in (k, k + 1))
-    v = guided_velocity(
-      velocity_fn, x.astype(dtype), sigma, conditioning, guidance
-    )
+    sigma, sigma_next = (sigmas[path.start + k + j] for j in (0, 1))
+    x, following = (jnp.take(path.x, k + j, axis=1) for j in (0, 1))
+    v = guided_velocity(velocity_fn, x.astype(dtype), sigma, rows, guidance)
     found = sde_step(
-      x, v, sigma, sigma_next, level=walk.level, top=top, following=following
-    )
+      x, v, _wide(sigma, x), _wide(sigma_next, x), level=walk.level,
+      top=sigmas[1], following=following,
+    )  # fmt: skip
     return None, (found.logp, found.mean / found.std)
 
   _, (logp, mean) = jax.lax.scan(step, None, jnp.arange(walk.window))
   return jnp.swapaxes(logp, 0, 1), jnp.swapaxes(mean, 0, 1)
+
+
+def _at(x: Array, i: Array) -> Array:
+  """x[n, i[n]] for all n."""
+  return jax.vmap(lambda row, j: jnp.take(row, j, axis=0))(x, i)
+
+
+def _wide(value: Array, x: Array) -> Array:
+  """A number of each row, beside the dimensions of x."""
+  return value.reshape(-1, *[1] * (x.ndim - 1))
 
 
 def kl(

@@ -59,6 +59,11 @@ def test_scores_are_read_from_drawings():
   ]) / 255  # fmt: skip
   got = prompts.prompt_scores(images, [SCENE, SCENE])
   assert got == dict(
-    single_object=1.0, two_object=0.5, counting=0.5, colors=0.5, position=1.0,
-    color_attr=0.5, overall=approx(4 / 6),
+    single_object=1.0,
+    two_object=0.5,
+    counting=0.5,
+    colors=0.5,
+    position=1.0,
+    color_attr=0.5,
+    overall=approx(4 / 6),
   )
