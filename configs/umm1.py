@@ -3,7 +3,8 @@
 The embedded default needs no download: tiny Qwen2.5-VL, connector, tiny SD3
 MM-DiT and tiny CLIP towers, bundled, on drawn scenes. `:blind` starts from a
 captioner that cannot tell shapes apart: what a reward that hardly sees them
-makes of it.
+makes of it. `:decoder`, `:alternate` and `:joint` train what draws, alone, by
+turns with the captioner, or together with it.
 
 `:qwen3b-sd35m`, `:qwen3b-sd35l` (the sizes of UAE's release) and `:uniworld`
 train real models on photographs. They read what `hf download` has put into
@@ -22,7 +23,8 @@ REAL = {
     'models/uniworld/policy', 'models/uniworld/decoder', dict(guidance=3.5),
   ),
 }  # fmt: skip
-VARIANTS = ('', 'blind', *REAL)
+STAGES = ('decoder', 'alternate', 'joint')
+VARIANTS = ('', 'blind', *STAGES, *REAL)
 
 
 def get_config(variant: str = '') -> ConfigDict:
@@ -149,6 +151,9 @@ def get_config(variant: str = '') -> ConfigDict:
   c.mesh = ConfigDict()
   c.mesh.data = -1  # -1: all devices left over by mesh.model
   c.mesh.model = 1
+  if variant in STAGES:
+    c.stage = variant
+    c.rollout.draw_steps = 4
   if variant in REAL:
     real_size(c, *REAL[variant])
   return c

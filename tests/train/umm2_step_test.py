@@ -35,9 +35,8 @@ def update(options, **umm):
   _, step, state, batch = setup(options=options, **umm)
   before = state()
   after, metrics = step(before, batch, RNG)
-  step = jax.tree.map(lambda a, b: np.asarray(b - a), before.params,
-                      after.params)  # fmt: skip
-  return step, metrics
+  ends = (state.params['policy'] for state in (before, after))
+  return jax.tree.map(lambda a, b: np.asarray(b - a), *ends), metrics
 
 
 @pytest.mark.parametrize(
