@@ -16,7 +16,7 @@ from benchmarks import shapes, worker
 from uae_jax import zoo
 from uae_jax.nn import kernels
 from uae_jax.sharding.mesh import make_mesh, use_compilation_cache
-from uae_jax.train import tasks
+from uae_jax.train import reinforce, tasks
 from uae_jax.train.loop import compile_step, to_batch
 from uae_jax.train.parts import Loader
 from uae_jax.train.step import learn, train_step
@@ -30,9 +30,8 @@ class Ours:
     config = self.config = shape.config(folder)
     self.parts = tasks.load(config, Loader(config, mesh))
     self.umm = self.parts.umm
-    self.options, optimizer, self.state = tasks.encoder(
-      config, self.parts, mesh
-    )
+    turns, optimizer, self.state = reinforce.build(config, self.parts, mesh)
+    _, self.options = turns[0]
     self.host = next(self.parts.train_data(config, mesh))
     self.batch = to_batch(self.host, mesh)
     self.key = jax.random.key(0)
@@ -56,7 +55,7 @@ class Ours:
   def draw_fn(self, state, captions, key):
     """Captions -> drawings."""
     policy = self.options.gathered(self.options.policy(state))
-    frozen = self.options.frozen(state.frozen)
+    frozen = self.options.frozen(self.options.read(state))
     return self.umm.draw(policy, frozen, captions, None, key)
 
   def stages(self) -> dict:

@@ -70,7 +70,7 @@ def base() -> ConfigDict:
 def get_config(part: str = '') -> ConfigDict:
   """The config of one part."""
   c = base()
-  del c.grpo, c.lora
+  del c.grpo, c.lora, c.flow
   c.optim.schedule = 'cosine'
   c.optim.warmup = 100
   c.optim.b2 = 0.99

@@ -4,7 +4,9 @@ The embedded default needs no download: tiny Qwen2.5-VL, connector, tiny SD3
 MM-DiT and tiny CLIP towers, bundled, on drawn scenes. `:blind` starts from a
 captioner that cannot tell shapes apart: what a reward that hardly sees them
 makes of it. `:glyphs` has a string of letters in every scene, for which
-captioner and decoder were trained, and towers that never saw one.
+captioner and decoder were trained, and towers that never saw one. `:decoder`,
+`:alternate` and `:joint` train what draws: alone, by turns with the captioner,
+or together with it.
 
 `:qwen3b-sd35m`, `:qwen3b-sd35l` (the sizes of UAE's release) and `:uniworld`
 train real models on photographs. They read what `hf download` has put into
@@ -27,7 +29,8 @@ REAL = {
     {'rollout.guidance': 3.5},
   ),
 }  # fmt: skip
-VARIANTS = ('', 'blind', 'glyphs', *REAL)
+STAGES = ('decoder', 'alternate', 'joint')
+VARIANTS = ('', 'blind', 'glyphs', *STAGES, *REAL)
 
 
 def get_config(variant: str = '') -> ConfigDict:
@@ -35,7 +38,7 @@ def get_config(variant: str = '') -> ConfigDict:
   if variant not in VARIANTS:
     raise ValueError(f'configs/umm1.py:{variant} is none of {VARIANTS}')
   c = ConfigDict()
-  c.stage = 'encoder'
+  c.stage = 'encoder'  # encoder | decoder | alternate | joint
 
   c.train = ConfigDict()
   c.train.steps = 500
@@ -105,6 +108,17 @@ def get_config(variant: str = '') -> ConfigDict:
   c.rollout.shift = 1.0  # of the noise levels; 0: as the decoder's scheduler
   c.rollout.guidance = 1.0  # against the empty caption; 1: off
 
+  # Of the decoder (Flow-GRPO), in the stages that train it.
+  c.flow = ConfigDict()
+  c.flow.lr = 1e-4
+  c.flow.trainable = (r'.*',)  # regexes over decoder parameter paths
+  c.flow.noise = 0.7  # of the steps that are drawn by chance
+  c.flow.window = 2  # steps by chance, in a row; of draw_steps - 1
+  c.flow.clip = 1e-3  # of the ratio of a step, a mean over its dimensions
+  c.flow.beta = 0.0  # weight of the KL to the starting decoder; 0: none kept
+  c.flow.weight = 1.0  # of the decoder's objective in stage 'joint'
+  c.flow.one_caption = True  # draw one caption of an image, not one each
+
   c.data = ConfigDict()
   # scenes:train | scenes:crowded (more objects) | glyphs:... | images:DIR
   c.data.source = 'scenes:crowded'
@@ -158,6 +172,7 @@ def get_config(variant: str = '') -> ConfigDict:
   c.eval.batch = 64
   c.eval.prompts = False  # text to image as GenEval asks it; drawn scenes only
   c.eval.gallery = 32  # images kept for the report
+  c.eval.draw_steps = 0  # 0: as rollout.draw_steps
   # Evaluations without a better eval.watch before the run ends; 0: all steps.
   c.eval.patience = 0
   c.eval.watch = 'unified_score'
@@ -168,6 +183,9 @@ def get_config(variant: str = '') -> ConfigDict:
   c.mesh = ConfigDict()
   c.mesh.data = -1  # -1: all devices left over by mesh.model
   c.mesh.model = 1
+  if variant in STAGES:
+    c.stage = variant
+    c.rollout.draw_steps = 4
   if variant in REAL:
     real_size(c, *REAL[variant])
   return c

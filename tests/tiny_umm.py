@@ -123,7 +123,8 @@ def setup(*, options=OPTIONS, lr=1e-2, **umm_options):
 
   def state():
     policy = frozen['policy']
-    params = {'lm': jax.tree.map(jnp.copy, policy['lm'])}
+    trained = {'lm': jax.tree.map(jnp.copy, policy['lm'])}
+    params = {'policy': trained}
     rest = {'vision': policy['vision']}
     return TrainState(
       step=jnp.int32(0),
@@ -133,7 +134,7 @@ def setup(*, options=OPTIONS, lr=1e-2, **umm_options):
       frozen={
         **frozen,
         'policy': rest,
-        'reference': jax.tree.map(jnp.copy, params),
+        'reference': jax.tree.map(jnp.copy, trained),
       },
     )
 
@@ -183,7 +184,7 @@ def learned(rollout, options=OPTIONS, lr=1.0):
   umm, frozen, batch = parts()
   start, rest = trees.split(frozen['policy'], ['lm/norm/.*'])
   optimizer = optax.sgd(lr)
-  params = redraw(start, 5)
+  params = {'policy': redraw(start, 5)}
   state = TrainState(
     step=jnp.int32(0),
     params=params,
@@ -193,7 +194,7 @@ def learned(rollout, options=OPTIONS, lr=1.0):
   )
   step = functools.partial(learn, umm=umm, optimizer=optimizer, options=options)
   after, metrics = jax.jit(step)(state, batch, rollout, jax.random.key(3))
-  return params, after.params, metrics
+  return params['policy'], after.params['policy'], metrics
 
 
 COMPILED = {}  # jitted steps, so that equal setups compile once

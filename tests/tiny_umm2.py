@@ -89,7 +89,8 @@ def setup(*, options=OPTIONS, lr=1e-2, **umm_options):
 
   def state():
     params, rest = trees.split(frozen['policy'], TRAINED)
-    params = jax.tree.map(jnp.copy, params)
+    trained = jax.tree.map(jnp.copy, params)
+    params = {'policy': trained}
     return TrainState(
       step=jnp.int32(0),
       params=params,
@@ -98,7 +99,7 @@ def setup(*, options=OPTIONS, lr=1e-2, **umm_options):
       frozen={
         **frozen,
         'policy': rest,
-        'reference': jax.tree.map(jnp.copy, params),
+        'reference': jax.tree.map(jnp.copy, trained),
       },
     )
 

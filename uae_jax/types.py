@@ -92,6 +92,7 @@ class Rollout:
   reward: Float[Array, 'B G']  # fp32, may be non-finite
   codes: Codes | None = None  # of the images, where they were sampled
   scores: dict[str, Float[Array, 'B G']] | None = None  # the reward's, raw
+  path: Any = None  # of the images, where steps of their flow are trained
 
 
 @flax.struct.dataclass
@@ -99,7 +100,7 @@ class TrainState:
   """Everything a step changes, and the frozen weights it reads."""
 
   step: Int[Array, '']
-  params: Any  # what the optimizer trains
+  params: Any  # what the optimizer trains; by part in a UMM: policy, decoder
   opt_state: Any
   skipped: Int[Array, '']  # non-finite updates in a row
   frozen: Any  # never changes, never saved

@@ -28,7 +28,7 @@ def step(offloaded):
   with jax.set_mesh(mesh):
     frozen = jax.device_put(frozen, NamedSharding(mesh, P()))
     start, rest = trees.split(frozen['policy'], ['lm/norm/.*'])
-    params = jax.tree.map(jnp.copy, start)
+    params = {'policy': jax.tree.map(jnp.copy, start)}
     reference = jax.tree.map(lambda x: x * 1.1, start)
     if offloaded:
       reference = offload.put(reference)

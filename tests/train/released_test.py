@@ -35,18 +35,22 @@ def test_one_step_from_a_release(tmp_path, release, guidance):
   })  # fmt: skip
   with jax.set_mesh(mesh):
     task = tasks.build(c, mesh)
-    before = jax.device_get({**task.state.frozen, 'lm': task.state.params})
+    before = jax.device_get(
+      {**task.state.frozen, 'lm': task.state.params['policy']}
+    )
     assert set(before) >= {'vae', 'decoder', 'connector', 'reference'}
     assert before['connector']['constant'].any()
     batch = loop.to_batch(next(task.data), mesh)
-    step = loop.compile_step(task.step, task.state)
+    step = loop.compile_step(task.steps[0], task.state)
     state, metrics = step(task.state, batch, jax.random.key(0))
     metrics = jax.device_get(metrics)
     assert np.isfinite(metrics['optim/loss']) and metrics['reward/std'] > 0
     assert abs(metrics['policy/ratio_max'] - 1) < 1e-4
     assert metrics['optim/skipped'] == 0
     task.export(state, tmp_path / 'export')
-  after = trees.flatten({**jax.device_get(state.frozen), 'lm': state.params})
+  after = trees.flatten(
+    {**jax.device_get(state.frozen), 'lm': state.params['policy']}
+  )
   moved = {
     path.split('/')[0]
     for path, x in trees.flatten(before).items()

@@ -27,7 +27,7 @@ def with_loss(**kw):
 
 
 def policy_of(state):
-  return trees.merge(state.frozen['policy'], state.params)
+  return trees.merge(state.frozen['policy'], state.params['policy'])
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_gradient_through_the_shared_prefix_equals_the_repeated_one():
     one = lambda g: jax.tree.map(lambda x: x[:, g : g + 1], captions)
     return sum(jnp.sum(umm.score(policy, batch, one(g))[0]) for g in range(3))
 
-  a, b = jax.grad(shared)(state.params), jax.grad(repeated)(state.params)
+  a, b = (jax.grad(loss)(state.params['policy']) for loss in (shared, repeated))
   scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(a))
   assert change(a, b) < 1e-5 * scale
 
@@ -150,7 +150,7 @@ def test_a_non_finite_update_is_skipped_and_counted():
   one, metrics = step(poisoned, batch, RNG)
   two, _ = step(one, batch, RNG)
   assert int(metrics['optim/skipped']) == 1 and int(two.skipped) == 2
-  embed = lambda s: s.params['lm']['embed']['embedding']
+  embed = lambda s: s.params['policy']['lm']['embed']['embedding']
   np.testing.assert_array_equal(embed(two), embed(before))
 
 
@@ -280,9 +280,14 @@ def test_data4_model2_mesh_gives_the_loss_of_one_device():
       r for r in table_qwen.rules(tied=True) if r[0].startswith('lm/')
     )
     start = start.replace(
-      params=put_tree(start.params, shardings(start.params, rules, mesh))
+      params={
+        'policy': put_tree(
+          start.params['policy'],
+          shardings(start.params['policy'], rules, mesh),
+        )
+      }
     )
-    kernel = start.params['lm']['layers']['block']['q']['kernel']
+    kernel = start.params['policy']['lm']['layers']['block']['q']['kernel']
     assert not kernel.sharding.is_fully_replicated
     _, sharded, _, _ = setup()
     spread, other = sharded(start, put_batch(batch, mesh), RNG)

@@ -7,8 +7,12 @@ from tests.train.loop_test import config
 from uae_jax import zoo
 from uae_jax.errors import UserError
 from uae_jax.sharding.mesh import make_mesh
-from uae_jax.train import tasks
+from uae_jax.train import reinforce, tasks
 from uae_jax.train.parts import Loader
+
+
+def step_options(config):
+  return reinforce.step_options(config, ('policy',))
 
 
 @pytest.mark.parametrize(
@@ -23,8 +27,8 @@ from uae_jax.train.parts import Loader
   ],
 )
 def test_a_loss_key_sets_its_option_and_no_other(key, value):
-  plain = tasks.step_options(config())
-  changed = tasks.step_options(config(**{f'grpo.{key}': value}))
+  plain = step_options(config())
+  changed = step_options(config(**{f'grpo.{key}': value}))
   want = {**vars(plain.loss), key: value}
   assert vars(changed.loss) == want and want != vars(plain.loss)
   assert {**vars(changed), 'loss': 0} == {**vars(plain), 'loss': 0}
@@ -42,8 +46,8 @@ def test_a_loss_key_sets_its_option_and_no_other(key, value):
   ],
 )
 def test_a_step_key_sets_its_option_and_no_other(key, name, value):
-  plain = vars(tasks.step_options(config()))
-  changed = vars(tasks.step_options(config(**{key: value})))
+  plain = vars(step_options(config()))
+  changed = vars(step_options(config(**{key: value})))
   want = {**plain, name: value}
   assert changed == want and want != plain
 
@@ -57,12 +61,12 @@ def test_a_step_key_sets_its_option_and_no_other(key, name, value):
 )
 def test_what_cannot_be_a_step_is_refused(change):
   with pytest.raises(UserError, match=next(iter(change))):
-    tasks.step_options(config(**change))
+    step_options(config(**change))
 
 
 def test_an_unknown_choice_is_refused():
   with pytest.raises(ValueError, match='k9'):
-    tasks.step_options(config(**{'grpo.kl': 'k9'}))
+    step_options(config(**{'grpo.kl': 'k9'}))
 
 
 @pytest.mark.parametrize(
@@ -79,4 +83,4 @@ def test_images_are_seen_once_unless_the_tower_is_trained(change, once):
   mesh = make_mesh(1, 1, jax.devices()[:1])
   small = config(**change)
   parts = tasks.load(small, Loader(small, mesh, zoo.structs))
-  assert tasks.encoder(small, parts, mesh)[0].sees_once == once
+  assert once == reinforce.build(small, parts, mesh)[0][0][1].sees_once

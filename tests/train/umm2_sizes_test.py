@@ -13,8 +13,8 @@ from uae_jax.data import tokenize
 from uae_jax.data.janus import JanusTemplate
 from uae_jax.models import clip
 from uae_jax.rewards.features import Tower
-from uae_jax.train import assemble_umm2, optim, tasks
-from uae_jax.train.state import split_policy
+from uae_jax.train import assemble_umm2, optim, reinforce
+from uae_jax.train.state import split_part
 from uae_jax.train.step import train_step
 from uae_jax.types import Batch, TrainState
 
@@ -49,13 +49,15 @@ def test_the_step_of_a_real_size_has_the_shapes_it_promises(variant):
   shapes = both.shapes()
   low, high = BILLIONS[variant]
   assert low < trees.count(shapes['policy']) / 1e9 < high
-  params, rest = split_policy(shapes['policy'], c.train.trainable)
+  params, rest = split_part(
+    shapes['policy'], 'train.trainable', c.train.trainable
+  )
   optimizer = optim.make(c)
   number = jax.ShapeDtypeStruct((), jnp.int32)
   state = TrainState(
     step=number,
-    params=params,
-    opt_state=jax.eval_shape(optimizer.init, params),
+    params={'policy': params},
+    opt_state=jax.eval_shape(optimizer.init, {'policy': params}),
     skipped=number,
     frozen=dict(
       policy=rest, reference=params, vq=shapes['vq'],
@@ -63,7 +65,10 @@ def test_the_step_of_a_real_size_has_the_shapes_it_promises(variant):
     ),
   )  # fmt: skip
   step = functools.partial(
-    train_step, umm=umm, optimizer=optimizer, options=tasks.step_options(c)
+    train_step,
+    umm=umm,
+    optimizer=optimizer,
+    options=reinforce.step_options(c, ('policy',)),
   )
   after, metrics = jax.eval_shape(step, state, batch, jax.random.key(0))
   same = jax.tree.map(

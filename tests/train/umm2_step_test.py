@@ -28,16 +28,15 @@ def weighted(caption, image, **kw):
 
 
 def policy_of(state):
-  return trees.merge(state.frozen['policy'], state.params)
+  return trees.merge(state.frozen['policy'], state.params['policy'])
 
 
 def update(options, **umm):
   _, step, state, batch = setup(options=options, **umm)
   before = state()
   after, metrics = step(before, batch, RNG)
-  step = jax.tree.map(lambda a, b: np.asarray(b - a), before.params,
-                      after.params)  # fmt: skip
-  return step, metrics
+  ends = (state.params['policy'] for state in (before, after))
+  return jax.tree.map(lambda a, b: np.asarray(b - a), *ends), metrics
 
 
 @pytest.mark.parametrize(
@@ -148,8 +147,8 @@ def test_data4_model2_mesh_gives_the_loss_of_one_device():
                     mesh)  # fmt: skip
   home, _ = trees.split(whole['policy'], tiny_umm2.TRAINED)
   with jax.set_mesh(mesh):
-    start = start.replace(params=put_tree(start.params, home))
-    kernel = start.params['lm']['layers']['block']['q']['kernel']
+    start = start.replace(params=put_tree(start.params, {'policy': home}))
+    kernel = start.params['policy']['lm']['layers']['block']['q']['kernel']
     assert not kernel.sharding.is_fully_replicated
     _, sharded, _, _ = setup(guidance=5.0)
     spread, other = sharded(start, put_batch(batch, mesh), RNG)

@@ -20,8 +20,8 @@ from uae_jax.errors import UserError
 from uae_jax.nn import kernels
 from uae_jax.plan import model_flops
 from uae_jax.sharding.mesh import check_batch
-from uae_jax.train import tasks
-from uae_jax.train.parts import Loader
+from uae_jax.train import reinforce, tasks
+from uae_jax.train.parts import TURNS, Loader
 from uae_jax.train.state import placed
 from uae_jax.train.step import learn, roll_out, train_step
 from uae_jax.types import Batch
@@ -64,21 +64,22 @@ def build(config, mesh: Mesh, name: str) -> Program:
   """One of `NAMES`.
 
   Args:
-    config: of stage 'encoder'.
+    config: of a stage of reinforcement.
     mesh: of real or of compile-only devices.
     name: of the program.
 
   Raises:
     UserError: another stage or name, or something that cannot be built.
   """
-  if config.stage != 'encoder':
-    raise UserError(f"stage={config.stage!r}: only 'encoder' runs are planned")
+  if config.stage not in TURNS:
+    raise UserError(f'stage={config.stage!r} is none of {[*TURNS]}: no plan')
   if name not in NAMES:
     raise UserError(f'program {name!r} is none of {NAMES}')
   check_batch(config.train.images, mesh)
   parts = tasks.load(config, Loader(config, mesh, zoo.structs))
-  options, optimizer, state = tasks.encoder(config, parts, mesh)
-  umm, rows = parts.umm, NamedSharding(mesh, P('data'))
+  turns, optimizer, state = reinforce.build(config, parts, mesh)
+  umm, options = turns[-1]  # of stage 'alternate' the decoder's
+  rows = NamedSharding(mesh, P('data'))
   batch = example(parts, config, rows)
   key = jax.eval_shape(lambda: jax.random.key(0))
   kw = dict(umm=umm, options=options)
@@ -105,7 +106,8 @@ def build(config, mesh: Mesh, name: str) -> Program:
 
   def draw(state, captions, key):
     policy = options.gathered(options.policy(state))
-    return umm.draw(policy, options.frozen(state.frozen), captions, None, key)
+    frozen = options.frozen(options.read(state))
+    return umm.draw(policy, frozen, captions, None, key)
 
   return program(draw, state, rolled_out().captions, key)
 

@@ -182,6 +182,7 @@ def grpo_loss(
   options: GRPO,
   loss_share: Float[Array, 'B G L'] | None = None,
   mean_share: Float[Array, 'B G L'] | None = None,
+  kl: Float[Array, 'B G L'] | None = None,
 ) -> tuple[Float[Array, ''], dict[str, Array]]:
   """-aggregate(clipped gain - beta KL), to be minimised.
 
@@ -198,6 +199,7 @@ def grpo_loss(
     loss_share: of each token in the loss, where these are a piece of a batch;
       None: they are all of it.
     mean_share: of each token in the metrics that are means.
+    kl: of each token, where it is known and need not be estimated.
 
   Returns:
     The loss, and metrics: policy/clip_frac_low|high (fraction of tokens
@@ -207,7 +209,7 @@ def grpo_loss(
   Raises:
     ValueError: when beta > 0 comes without a reference.
   """
-  if options.beta > 0 and ref_logp is None:
+  if options.beta > 0 and ref_logp is None and kl is None:
     raise ValueError('beta > 0 needs the reference log-probabilities')
   mask = mask.astype(bool)
   ratio_of = {'token': token_ratio, 'sequence': sequence_ratio}[options.ratio]
@@ -235,6 +237,7 @@ def grpo_loss(
     kl = kl_estimate(
       jnp.where(mask, logp, 0.0), jnp.where(mask, ref_logp, 0.0), options.kl
     )
+  if kl is not None:
     metrics['policy/kl'] = fraction(kl)
     gain = gain - options.beta * kl
   loss = -add_up(gain, mask, loss_share)

@@ -1,11 +1,14 @@
-"""Rectified flow: schedules of noise levels, the ODE step, training targets.
+"""Rectified flow: schedules of noise levels, ODE and SDE steps, targets.
 
 x_t = (1 - t) x_0 + t noise, velocity v = noise - x_0, t in [0, 1]
 (Esser et al. 2024, https://arxiv.org/abs/2403.03206). Noise levels are those
-of diffusers `FlowMatchEulerDiscreteScheduler`. Letters: N images, T steps.
+of diffusers `FlowMatchEulerDiscreteScheduler`; the SDE that has the ODE's
+marginals is Flow-GRPO's, https://arxiv.org/abs/2505.05470, eq. 9 and 10.
+Letters: N images, T steps.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -79,6 +82,64 @@ def ode_step(
   """One Euler step from level `sigma` to `sigma_next`, in fp32."""
   f32 = jnp.float32
   return x.astype(f32) + (sigma_next - sigma) * v.astype(f32)
+
+
+class SDEStep(NamedTuple):
+  """A step as drawn or scored: N(mean, std^2) at each dimension.
+
+  Attributes:
+    x: where it leads, fp32 [N *d].
+    logp: of x, the mean over the dimensions *d, fp32 [N].
+    mean: fp32 [N *d].
+    std: fp32, as sigma.
+  """
+
+  x: Array
+  logp: Array
+  mean: Array
+  std: Array
+
+
+def sde_step(
+  x: Float[Array, 'N *d'],
+  v: Float[Array, 'N *d'],
+  sigma: Float[Array, '*N'],
+  sigma_next: Float[Array, '*N'],
+  *,
+  level: float,
+  top: float | Float[Array, ''],
+  noise: Float[Array, 'N *d'] | None = None,
+  following: Float[Array, 'N *d'] | None = None,
+) -> SDEStep:
+  """One step that is drawn with `noise`, or scored at what is `following`.
+
+  With s = level sqrt(t / (1 - t)) the drift is
+  v + s^2 / (2 t) (x + (1 - t) v), and s^2 (t - t') the variance. At t = 1,
+  where s diverges, `top` stands for t in s; the drift keeps the marginals for
+  any s. A step to t' = 0 leaves noise in the image: take `ode_step` there.
+
+  Args:
+    x: at level `sigma`.
+    v: the velocity there.
+    sigma: t, in (0, 1]; one for all, or [N 1 1 ...].
+    sigma_next: t' < t, likewise.
+    level: 0 would be the ODE; Flow-GRPO uses 0.7.
+    top: the largest t < 1 of the schedule.
+    noise: of unit variance.
+    following: x at level `sigma_next`.
+  """
+  x, v = x.astype(jnp.float32), v.astype(jnp.float32)
+  below = jnp.minimum(sigma, top)
+  s = level * jnp.sqrt(below / (1 - below))
+  drift = v + s**2 / (2 * sigma) * (x + (1 - sigma) * v)
+  step = sigma - sigma_next
+  mean, std = x - step * drift, s * jnp.sqrt(step)
+  if following is None:
+    following = jax.lax.stop_gradient(mean + std * noise)
+  z = (following - mean) / std
+  axes = tuple(range(1, x.ndim))
+  logp = jnp.mean(-(z**2) / 2 - jnp.log(std * np.sqrt(2 * np.pi)), axes)
+  return SDEStep(following, logp, mean, std)
 
 
 def noised(

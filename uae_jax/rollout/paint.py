@@ -42,12 +42,7 @@ def paint(
   Raises:
     ValueError: guidance without `unconditional`.
   """
-  if guidance != 1 and unconditional is None:
-    raise ValueError('guidance needs the unconditional conditioning')
-  if guidance != 1:
-    conditioning = jax.tree.map(
-      lambda u, c: jnp.concatenate([u, c]), unconditional, conditioning
-    )
+  conditioning = joined(conditioning, unconditional, guidance)
   sigmas = jnp.asarray(schedule.sigmas())
 
   def step(x, levels):
@@ -61,21 +56,38 @@ def paint(
   return jax.lax.scan(step, start, (sigmas[:-1], sigmas[1:]))[0]
 
 
+def joined(conditioning: Any, unconditional: Any, guidance: float) -> Any:
+  """Rows for `guided_velocity`.
+
+  Raises:
+    ValueError: guidance without `unconditional`.
+  """
+  if guidance == 1:
+    return conditioning
+  if unconditional is None:
+    raise ValueError('guidance needs the unconditional conditioning')
+  return jax.tree.map(
+    lambda u, c: jnp.concatenate([u, c]), unconditional, conditioning
+  )
+
+
 def guided_velocity(
   velocity_fn: Velocity,
   x: Float[Array, 'N h w C'],
-  sigma: Float[Array, ''],
+  sigma: Float[Array, '*N'],
   conditioning: Any,
   guidance: float,
 ) -> Float[Array, 'N h w C']:
-  """Velocity at one level for all images, guided in one batched pass.
+  """Velocity at one level for all images, or at one for each.
 
-  With guidance the leading axis of `conditioning` is 2N: unconditional rows
-  first.
+  Guided in one batched pass: with guidance the leading axis of `conditioning`
+  is 2N, unconditional rows first.
   """
+  t = jnp.broadcast_to(sigma * TIMES, len(x))
   if guidance == 1:
-    return velocity_fn(x, jnp.full(len(x), sigma * TIMES), conditioning)
-  both = jnp.concatenate([x, x])
-  v = velocity_fn(both, jnp.full(len(both), sigma * TIMES), conditioning)
+    return velocity_fn(x, t, conditioning)
+  v = velocity_fn(
+    jnp.concatenate([x, x]), jnp.concatenate([t, t]), conditioning
+  )
   without, with_ = jnp.split(v.astype(jnp.float32), 2)
   return without + guidance * (with_ - without)

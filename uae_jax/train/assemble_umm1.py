@@ -154,7 +154,7 @@ def options(config) -> dict[str, Any]:
     'length': r.length,
     'height': config.data.side,
     'width': config.data.side,
-    'steps': r.draw_steps,
+    'steps': config.eval.draw_steps or r.draw_steps,
     'shift': r.shift or None,
     'guidance': r.guidance,
   }

@@ -15,6 +15,7 @@ from uae_jax.nn import kernels
 from uae_jax.sharding import hosts
 from uae_jax.sharding.mesh import make_mesh, put_batch
 from uae_jax.train import tasks, workdir
+from uae_jax.train.parts import TURNS
 from uae_jax.train.writers import MetricWriter, Nobody, Progress
 from uae_jax.types import Batch
 
@@ -84,7 +85,7 @@ def _train(config, folder, mesh, task, checkpoints) -> int:
     )
   writer.truncate_after(step)
   log = Log(config, writer, progress, task.bad)
-  step_fn = compile_step(task.step, state)
+  turns = [compile_step(step, state) for step in task.steps]
   seed = jax.random.key(config.train.seed)
   save = lambda: checkpoints.save(step, state.saved(), task.data.get_state())
 
@@ -97,7 +98,8 @@ def _train(config, folder, mesh, task, checkpoints) -> int:
   ended = step >= config.train.steps or stalled()
   while not ended and not stop.asked(step):
     batch = to_batch(next(task.data), mesh)
-    state, metrics = step_fn(state, batch, jax.random.fold_in(seed, step))
+    turn = turns[step % len(turns)]
+    state, metrics = turn(state, batch, jax.random.fold_in(seed, step))
     step += 1
     log.step(step, metrics)
     if log.skipped >= config.train.max_skipped:
@@ -161,7 +163,7 @@ class Log:
     self.writer, self.progress, self.bad = writer, progress, bad
     self.skipped = 0  # updates in a row, one step late
     self._rows = config.train.images  # of images that a step draws or reads
-    if config.stage == 'encoder':
+    if config.stage in TURNS:
       self._rows *= config.train.group_size
     self._pending = None
 

@@ -1,4 +1,8 @@
-"""AdamW, schedules and clipping from optax."""
+"""AdamW, schedules and clipping from optax; an optimizer for each part."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import optax
 
@@ -7,15 +11,48 @@ from uae_jax.errors import UserError
 from uae_jax.train.parts import MATRICES
 
 
-def schedule(config) -> optax.Schedule:
-  """Learning rate by update; `train.schedule` is constant|linear|cosine.
+@dataclasses.dataclass(frozen=True)
+class ByPart:
+  """An optimizer for each part of the parameters; some may stay as they are.
+
+  Has the two functions of `optax.GradientTransformation`.
+
+  Attributes:
+    parts: by name of the part.
+  """
+
+  parts: Mapping[str, optax.GradientTransformation]
+
+  def init(self, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of every part."""
+    return {k: one.init(params[k]) for k, one in self.parts.items()}
+
+  def update(
+    self, grads: Mapping[str, Any], state: Mapping[str, Any], params: Any
+  ) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Updates of the parts that have a gradient; the others' state stays."""
+    done = {
+      k: self.parts[k].update(grad, state[k], params[k])
+      for k, grad in grads.items()
+    }
+    after = {k: one for k, (_, one) in done.items()}
+    return {k: one for k, (one, _) in done.items()}, {**state, **after}
+
+
+def schedule(config, peak: float, share: float) -> optax.Schedule:
+  """Learning rate by update; `optim.schedule` is constant|linear|cosine.
+
+  Args:
+    config: of the run.
+    peak: the rate after the warm-up.
+    share: of the steps, that change this part.
 
   Raises:
     UserError: on another name.
   """
-  t = config.train
-  updates = t.steps * config.optim.inner_epochs * config.optim.minibatches
-  peak, floor = t.lr, t.lr * config.optim.lr_floor
+  updates = config.optim.inner_epochs * config.optim.minibatches
+  updates = int(config.train.steps * updates * share)
+  floor = peak * config.optim.lr_floor
   body = max(updates - config.optim.warmup, 1)
   if config.optim.schedule == 'constant':
     after = optax.constant_schedule(peak)
@@ -34,13 +71,21 @@ def schedule(config) -> optax.Schedule:
   return optax.join_schedules([start, after], [config.optim.warmup])
 
 
-def make(config) -> optax.GradientTransformation:
-  """Clip by global norm, then AdamW; only matrices decay."""
-  o = config.optim
+def make(
+  config, lr: float | None = None, share: float = 1.0
+) -> optax.GradientTransformation:
+  """Clip by global norm, then AdamW; only matrices decay.
+
+  Args:
+    config: of the run.
+    lr: instead of `train.lr`.
+    share: see `schedule`.
+  """
+  o, lr = config.optim, config.train.lr if lr is None else lr
   return optax.chain(
     optax.clip_by_global_norm(o.clip_norm),
     optax.adamw(
-      schedule(config),
+      schedule(config, lr, share),
       b1=o.b1,
       b2=o.b2,
       eps=o.eps,

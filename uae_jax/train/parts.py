@@ -25,6 +25,14 @@ from uae_jax.sharding.mesh import rows_here
 POLICY = 'policy'
 DECODER, CONNECTOR = 'decoder/transformer', 'decoder/connector'
 
+# What each stage of reinforcement changes, turn by turn.
+TURNS = {
+  'encoder': (('policy',),),
+  'decoder': (('decoder',),),
+  'alternate': (('policy',), ('decoder',)),
+  'joint': (('policy', 'decoder'),),
+}
+
 MATRICES = r'.*(kernel|embedding|words)'  # the parameters that are large
 
 
@@ -205,12 +213,14 @@ class Loader:
 
   def trains(self, path: str) -> bool:
     """Is the parameter one that the optimizer changes?"""
-    if self.config.stage == 'pretrain':
-      patterns = self.config.pretrain.trainable
-    elif self.config.lora.rank:
-      patterns = ()
-    else:
-      patterns = [f'policy/({p})' for p in self.config.train.trainable]
+    patterns, config = [], self.config
+    if config.stage == 'pretrain':
+      patterns = config.pretrain.trainable
+    trained = {part for turn in TURNS.get(config.stage, ()) for part in turn}
+    if 'policy' in trained and not config.lora.rank:
+      patterns += [f'policy/({p})' for p in config.train.trainable]
+    if 'decoder' in trained:
+      patterns += [f'decoder/({p})' for p in config.flow.trainable]
     return any(re.fullmatch(p, path) for p in patterns)
 
 

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from uae_jax import trees
 from uae_jax.sharding import offload
 from uae_jax.sharding.fsdp import Spread, spreader
+from uae_jax.train.optim import ByPart
 from uae_jax.train.parts import MATRICES
 from uae_jax.types import TrainState
 
@@ -20,7 +21,7 @@ from uae_jax.types import TrainState
 def create(
   params: Any,
   frozen: Mapping[str, Any],
-  optimizer: optax.GradientTransformation,
+  optimizer: optax.GradientTransformation | ByPart,
   mesh: Mesh,
   offloaded: bool = False,
 ) -> TrainState:
@@ -36,6 +37,22 @@ def create(
     offloaded: the moments wait in the host's memory.
   """
   everywhere = NamedSharding(mesh, P())
+  if isinstance(optimizer, ByPart):
+    opt_state = {
+      part: _moments(params[part], one, everywhere, offloaded)
+      for part, one in optimizer.parts.items()
+    }
+  else:
+    opt_state = _moments(params, optimizer, everywhere, offloaded)
+  if is_abstract(params):
+    zero = lambda: jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+  else:
+    zero = lambda: jax.device_put(jnp.int32(0), everywhere)
+  return TrainState(zero(), params, opt_state, zero(), dict(frozen))
+
+
+def _moments(params, optimizer, everywhere, offloaded) -> Any:
+  """The optimizer's state, where its parameters are."""
   shapes = jax.eval_shape(optimizer.init, params)
   shardings = optax.tree_map_params(
     optimizer,
@@ -45,12 +62,8 @@ def create(
     transform_non_params=lambda _: everywhere,
   )
   if is_abstract(params):
-    opt_state = jax.tree.map(placed, shapes, shardings)
-    zero = lambda: jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
-  else:
-    opt_state = jax.jit(optimizer.init, out_shardings=shardings)(params)
-    zero = lambda: jax.device_put(jnp.int32(0), everywhere)
-  return TrainState(zero(), params, opt_state, zero(), dict(frozen))
+    return jax.tree.map(placed, shapes, shardings)
+  return jax.jit(optimizer.init, out_shardings=shardings)(params)
 
 
 def is_abstract(tree: Any) -> bool:
@@ -103,13 +116,15 @@ def gatherer(
   return lambda params: trees.map_with_path(gather, spread(params))
 
 
-def split_policy(policy: Any, trainable: Sequence[str]) -> tuple[Any, Any]:
-  """(trained leaves, the rest).
+def split_part(
+  tree: Any, key: str, trainable: Sequence[str]
+) -> tuple[Any, Any]:
+  """(trained leaves, the rest) of the policy or the decoder.
 
   Raises:
-    ValueError: when the patterns match nothing.
+    ValueError: when the patterns, of the config's `key`, match nothing.
   """
-  params, rest = trees.split(policy, trainable)
+  params, rest = trees.split(tree, trainable)
   if not params:
-    raise ValueError(f'train.trainable={list(trainable)} matches no parameter')
+    raise ValueError(f'{key}={list(trainable)} matches no parameter')
   return params, rest

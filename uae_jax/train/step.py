@@ -19,11 +19,11 @@ from uae_jax import trees
 from uae_jax.nn.lora import LoRA
 from uae_jax.rewards.reconstruction import finite_groups, mean_of_valid
 from uae_jax.rl import advantage, grpo
-from uae_jax.sharding import chunks, offload
+from uae_jax.rollout import walk
+from uae_jax.sharding import chunks
+from uae_jax.train.update import apply_gradient
 from uae_jax.types import Batch, Metrics, Rollout, TrainState
 from uae_jax.umm.base import reference
-
-LARGEST = ('ratio_max', 'ratio_gap')  # metrics of which pieces give the most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,15 +39,17 @@ class StepOptions:
     mask_truncated: leave captions without EOS out of the loss.
     loss: the clipped objective's options, of captions.
     image_loss: the same of image codes, where an architecture draws by them.
+    path_loss: the same of denoising steps, where the decoder is trained.
     caption_weight: of the captions' objective; 0 leaves it out.
     image_weight: of the codes' objective, lambda; 0 leaves it out.
+    path_weight: of the denoising steps' objective; likewise.
     lora: adapters that are trained in the policy's stead.
     rollout_size: images of a data shard in one rollout; 0 is all. A step
       works through them in pieces, and the loss is that of all together.
     update_size: the same of scoring and of the gradient.
     gathered: policy -> the copy that rollouts read, see `state.gatherer`.
-    spread: policy -> as it is scored and learnt, see `sharding.fsdp`.
-    frozen: frozen parameters -> as rollouts read them, likewise.
+    spread: parts -> as they are scored and learnt, see `sharding.fsdp`.
+    frozen: parts that rollouts only read -> as they read them, likewise.
     sees_once: nothing is trained that images are seen with: rollout,
       reference and gradient share their tokens.
   """
@@ -60,39 +62,72 @@ class StepOptions:
   mask_truncated: bool
   loss: grpo.GRPO
   image_loss: grpo.GRPO = grpo.GRPO()
+  path_loss: grpo.GRPO = grpo.GRPO()
   caption_weight: float = 1.0
   image_weight: float = 0.0
+  path_weight: float = 0.0
   lora: LoRA | None = None
   rollout_size: int = 0
   update_size: int = 0
   gathered: Callable[[Any], Any] = lambda policy: policy
-  spread: Callable[[Any], Any] = lambda policy: policy
+  spread: Callable[[Any], Any] = lambda parts: parts
   frozen: Callable[[Any], Any] = lambda frozen: frozen
   sees_once: bool = False
 
-  def policy(self, state: TrainState, params: Any = None) -> Any:
-    """The whole policy of a state, or with other trained parameters."""
-    params = state.params if params is None else params
-    if self.lora is not None:
-      return self.lora.apply(state.frozen['policy'], params)
-    return trees.merge(state.frozen['policy'], params)
+  @property
+  def trains(self) -> tuple[str, ...]:
+    """The parts that a step changes."""
+    policy = ('policy',) if self.caption_weight or self.image_weight else ()
+    return policy + (('decoder',) if self.path_weight else ())
 
-  def term(self, half: str) -> tuple[float, grpo.GRPO]:
-    """Weight and loss of 'policy' (captions) or 'image' (their codes)."""
-    if half == 'policy':
-      return self.caption_weight, self.loss
-    return self.image_weight, self.image_loss
+  def parts(self, state: TrainState, params: Any = None) -> dict[str, Any]:
+    """Whole trained parts of a state, or with other trained parameters.
+
+    The policy is always among them.
+    """
+    params = {**state.params, **(params or {})}
+    whole = {
+      part: trees.merge(state.frozen[part], leaves)
+      for part, leaves in {'policy': {}, **params}.items()
+      if part != 'policy' or self.lora is None
+    }
+    if self.lora is not None:
+      whole['policy'] = state.frozen['policy']
+      if 'policy' in params:
+        adapted = self.lora.apply(whole['policy'], params['policy'])
+        whole['policy'] = adapted
+    return whole
+
+  def policy(self, state: TrainState, params: Any = None) -> Any:
+    """The whole policy; see `parts`."""
+    return self.parts(state, params)['policy']
+
+  def read(self, state: TrainState) -> dict[str, Any]:
+    """What is frozen, with the decoder as it is by now."""
+    parts = self.parts(state)
+    del parts['policy']
+    return {**state.frozen, **parts}
+
+  def terms(self) -> dict[str, tuple[float, grpo.GRPO]]:
+    """Weight and loss of captions ('policy'), codes and denoising steps."""
+    terms = {
+      'policy': (self.caption_weight, self.loss),
+      'image': (self.image_weight, self.image_loss),
+      'decoder': (self.path_weight, self.path_loss),
+    }
+    return {name: term for name, term in terms.items() if term[0]}
 
 
 @flax.struct.dataclass
 class Half:
-  """The captions of a rollout, or the codes after them; L tokens.
+  """Captions, the codes after them, or steps of a decoder; L of them.
 
   Attributes:
     logp: they were drawn with.
     sampled: False where padded.
     mask: tokens that count in the loss.
-    ref: log-probability under the reference, where there is a KL.
+    ref: log-probability under the reference, where there is a KL; of a
+      decoder its means.
     loss_share: of each token in the loss, once it is known what is averaged.
     mean_share: in means over the tokens of `mask`.
     drawn_share: in means over those of `sampled`.
@@ -101,7 +136,7 @@ class Half:
   logp: Float[Array, 'B G L']
   sampled: Bool[Array, 'B G L']
   mask: Bool[Array, 'B G L']
-  ref: Float[Array, 'B G L'] | None = None
+  ref: Array | None = None
   loss_share: Float[Array, 'B G L'] | None = None
   mean_share: Float[Array, 'B G L'] | None = None
   drawn_share: Float[Array, 'B G L'] | None = None
@@ -128,8 +163,8 @@ def train_step(
   """One Unified-GRPO step.
 
   Args:
-    state: donated; `params` holds the trained leaves of the policy, or the
-      adapters.
+    state: donated; `params` holds the trained leaves of the policy (or its
+      adapters) and of the decoder, by part.
     batch: B images.
     rng: this step's key.
     umm: the architecture's five functions.
@@ -142,7 +177,7 @@ def train_step(
   """
   draw_rng, order_rng = jax.random.split(rng)
   if options.sees_once:
-    batch = umm.see(options.spread(options.policy(state)), batch)
+    batch = umm.see(options.spread(options.parts(state))['policy'], batch)
   rollout = roll_out(state, batch, draw_rng, umm=umm, options=options)
   state, batch, rollout = umm.terms.settle((state, batch, rollout))
   return learn(
@@ -161,7 +196,7 @@ def roll_out(
 ) -> Rollout:
   """The first half of a step: images to captions, drawings and rewards."""
   policy = options.gathered(options.policy(state))
-  frozen = options.frozen(state.frozen)
+  frozen = options.frozen(options.read(state))
 
   def piece(i, batch):
     key = rng if one else jax.random.fold_in(rng, i)
@@ -182,7 +217,6 @@ def learn(
   options: StepOptions,
 ) -> tuple[TrainState, Metrics]:
   """The second half of a step: advantages and updates from one rollout."""
-  policy = options.policy(state)
   captions = rollout.captions
   reward, valid = finite_groups(rollout.reward)
   adv, keep, metrics = advantage.group_advantage(
@@ -192,28 +226,26 @@ def learn(
   for name, scores in (rollout.scores or {}).items():
     metrics[f'reward/{name}'] = mean_of_valid(scores, valid)
   ended = jnp.any(captions.mask & (captions.tokens == umm.tokens.eos), -1)
-  mask = captions.mask & keep[:, None, None]
-  if options.mask_truncated:
-    mask = mask & ended[..., None]
   halves = {}
-  if options.caption_weight:
-    halves['policy'] = Half(captions.logp, captions.mask, mask)
-  if options.image_weight:
-    drawn = jnp.ones(rollout.codes.tokens.shape, bool)
-    used = drawn & keep[:, None, None]
-    halves['image'] = Half(rollout.codes.logp, drawn, used)
+  for name in options.terms():
+    half = _half(name, rollout)
+    mask = half.mask & keep[:, None, None]
+    if name == 'policy' and options.mask_truncated:
+      mask = mask & ended[..., None]
+    halves[name] = half.replace(mask=mask)
   data = dict(batch=batch, rollout=rollout.replace(images=None), adv=adv)
-  score = lambda half, policy, data: _score(umm, half, policy, data)
+  score = lambda half, parts, data: _score(umm, half, parts, data)
+  parts = options.parts(state)
   for name, half in halves.items():
-    if options.term(name)[1].beta:
-      start = options.spread(reference(state.frozen, policy))
+    if options.terms()[name][1].beta:
+      start = options.spread(_reference(name, state.frozen, parts))
       with jax.named_scope('reference'):
-        ref = chunks.map_pieces(
-          lambda _, data, name=name: score(name, start, data)[0],
+        logp, more = chunks.map_pieces(
+          lambda _, data, name=name, start=start: score(name, start, data),
           options.update_size,
           data,
         )
-      halves[name] = half.replace(ref=ref)
+      halves[name] = half.replace(ref=more if name == 'decoder' else logp)
 
   state, updates = _updates(
     state, data | dict(halves=halves), rng, score, optimizer, options
@@ -230,12 +262,31 @@ def learn(
   return state.replace(step=state.step + 1), metrics
 
 
-def _score(umm, half: str, policy, data):
-  """Log-probability and entropy of one half's tokens, under its sampler."""
-  captions = data['rollout'].captions
+def _half(name: str, rollout: Rollout) -> Half:
+  """What was drawn of one half, all of which counts."""
+  if name == 'policy':
+    return Half(rollout.captions.logp, *[rollout.captions.mask] * 2)
+  logp = rollout.codes.logp if name == 'image' else rollout.path.logp
+  return Half(logp, *[jnp.ones(logp.shape, bool)] * 2)
+
+
+def _reference(name: str, frozen, parts) -> dict[str, Any]:
+  """The parts as they were before training, as far as a half reads them."""
+  if name == 'decoder':
+    start = trees.merge(parts['decoder'], frozen['reference_decoder'])
+    return {**parts, 'decoder': start}
+  return {**parts, 'policy': reference(frozen, parts['policy'])}
+
+
+def _score(umm, half: str, parts, data) -> tuple[Array, Array]:
+  """Log-probability of what was drawn; entropy, or a decoder's means."""
+  captions, path = data['rollout'].captions, data['rollout'].path
   if half == 'policy':
-    return umm.score(policy, data['batch'], captions)
-  return umm.score_codes(policy, captions, data['rollout'].codes.tokens)
+    return umm.score(parts['policy'], data['batch'], captions)
+  if half == 'decoder':
+    return umm.score_path(parts['decoder'], path)
+  codes = data['rollout'].codes.tokens
+  return umm.score_codes(parts['policy'], captions, codes)
 
 
 def _updates(state, data, rng, score, optimizer, options):
@@ -249,18 +300,22 @@ def _updates(state, data, rng, score, optimizer, options):
   order = jnp.stack(order).reshape(options.inner_epochs * parts, -1)
 
   def loss_of_piece(params, part):
-    policy = options.spread(options.policy(state, params))
+    parts = options.spread(options.parts(state, params))
     total, metrics = 0.0, {}
     for name, half in part['halves'].items():
-      weight, loss_options = options.term(name)
-      logp, entropy = score(name, policy, part)
+      weight, loss_options = options.terms()[name]
+      logp, more = score(name, parts, part)
+      ref, kl = half.ref, None
+      if name == 'decoder' and ref is not None:
+        ref, kl = None, jax.vmap(walk.kl)(more, ref)
       loss, found = grpo.grpo_loss(
-        logp, half.logp, half.ref, part['adv'], half.mask, loss_options,
-        half.loss_share, half.mean_share,
+        logp, half.logp, ref, part['adv'], half.mask, loss_options,
+        half.loss_share, half.mean_share, kl,
       )  # fmt: skip
-      found['policy/entropy'] = grpo.add_up(
-        entropy, half.sampled, half.drawn_share
-      )
+      if name != 'decoder':
+        found['policy/entropy'] = grpo.add_up(
+          more, half.sampled, half.drawn_share
+        )
       total = total + weight * loss
       metrics |= {f'{name}/{k.split("/")[1]}': v for k, v in found.items()}
     return total, metrics
@@ -271,85 +326,13 @@ def _updates(state, data, rng, score, optimizer, options):
       part = jax.tree.map(lambda x: x[index], data)
     part = part | dict(
       halves={
-        name: half.shared_out(options.term(name)[1].aggregation)
+        name: half.shared_out(options.terms()[name][1].aggregation)
         for name, half in part['halves'].items()
       }
     )
     return apply_gradient(
-      state, loss_of_piece, optimizer, part, options.update_size
-    )
+      state, loss_of_piece, optimizer, part, options.update_size,
+      options.trains,
+    )  # fmt: skip
 
   return jax.lax.scan(update, state, order)
-
-
-def apply_gradient(
-  state: TrainState,
-  loss_fn: Callable[..., tuple[Array, Metrics]],
-  optimizer: optax.GradientTransformation,
-  batch: Any,
-  size: int = 0,
-) -> tuple[TrainState, Metrics]:
-  """One optimizer update of `state.params`, skipped when not finite.
-
-  Args:
-    state: before.
-    loss_fn: (params, batch) -> (loss, metrics); of pieces of the batch where
-      there are several, and then losses and metrics add up to those of all,
-      but for metrics of `LARGEST`.
-    optimizer: over the parameters.
-    batch: tree of arrays [B ...].
-    size: rows of a data shard in one piece; 0 is all.
-  """
-  slope = jax.named_scope('gradient')(jax.value_and_grad(loss_fn, has_aux=True))
-  n = chunks.pieces(len(jax.tree.leaves(batch)[0]), size)
-  if n == 1:
-    (loss, metrics), grads = slope(state.params, batch)
-  else:
-
-    def add(total, piece):
-      (loss, found), grads = slope(state.params, piece)
-      total = jax.tree.map(jnp.add, total, (loss, grads))
-      return total, found
-
-    zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, state.params))
-    (loss, grads), found = jax.lax.scan(add, zero, chunks.split(batch, n))
-    metrics = {
-      k: jnp.max(v) if k.endswith(LARGEST) else jnp.sum(v)
-      for k, v in found.items()
-    }
-  with jax.named_scope('optimizer'):
-    norm = optax.global_norm(grads)
-    ok = jnp.isfinite(loss) & jnp.isfinite(norm)
-    old = offload.fetch(state.opt_state)
-    updates, opt_state = optimizer.update(grads, old, state.params)
-    params = optax.apply_updates(state.params, updates)
-    opt_state = trees.select(ok, opt_state, old)
-    state = state.replace(
-      params=trees.select(ok, params, state.params),
-      opt_state=offload.put_back(opt_state, state.opt_state),
-      skipped=jnp.where(ok, 0, state.skipped + 1),
-    )
-  metrics |= {
-    'optim/loss': loss,
-    'optim/grad_norm': norm,
-  }
-  return state, metrics
-
-
-def supervised_step(
-  state: TrainState,
-  batch: Batch,
-  rng: Key[Array, ''],
-  *,
-  loss_fn: Any,
-  optimizer: optax.GradientTransformation,
-) -> tuple[TrainState, Metrics]:
-  """One gradient step on `loss_fn(params, frozen, batch, rng)`."""
-  state, metrics = apply_gradient(
-    state,
-    lambda params, batch: loss_fn(params, state.frozen, batch, rng),
-    optimizer,
-    batch,
-  )
-  metrics['optim/skipped'] = state.skipped  # in a row
-  return state.replace(step=state.step + 1), metrics

@@ -7,18 +7,21 @@ sides of a latent, R and Q of an image.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from uae_jax.models.flux import Flux
 from uae_jax.models.mmdit import MMDiT
 from uae_jax.models.vae import VAE
+from uae_jax.rollout import walk as walk_lib
 from uae_jax.rollout.flow import FlowSchedule
 from uae_jax.rollout.paint import paint
+from uae_jax.rollout.walk import Trajectory, Walk
 from uae_jax.sharding import chunks
 
 Params = Mapping[str, Any]  # `decoder` and, where there is one, `vae`
@@ -39,6 +42,7 @@ class Painter:
     vae: None where the flow is over pixels.
     dtype: the decoder and the VAE compute in it.
     size: drawings of a data shard at once; 0 is all.
+    walk: how chance comes into drawings that train the decoder.
   """
 
   decoder: MMDiT | Flux
@@ -49,6 +53,7 @@ class Painter:
   vae: VAE | None = None
   dtype: str = 'float32'
   size: int = 0
+  walk: Walk | None = None
 
   @property
   def shape(self) -> tuple[int, int, int]:
@@ -110,7 +115,7 @@ class Painter:
 
     def piece(_, noise, cond, unconditional):
       x = paint(
-        lambda x, t, c: self.velocity(params, x, t, c),
+        functools.partial(self.velocity, params),
         noise.astype(self.dtype),
         cond,
         self.schedule,
@@ -121,3 +126,49 @@ class Painter:
 
     with jax.named_scope('draw'):
       return chunks.map_pieces(piece, self.size, noise, cond, unconditional)
+
+  def by_chance(
+    self,
+    params: Params,
+    noise: Float[Array, 'N h w C'],
+    cond: Conditioning,
+    unconditional: Conditioning | None,
+    start: Int[Array, 'N'],
+    rng: Key[Array, ''],
+  ) -> tuple[Float[Array, 'N R Q 3'], Trajectory]:
+    """Draws N images with `walk`, and keeps what trains the decoder."""
+    shape = (len(noise), self.walk.window, *self.shape)
+    chance = jax.random.normal(rng, shape, jnp.float32)
+
+    def piece(_, noise, chance, start, cond, unconditional):
+      x, path = walk_lib.draw(
+        functools.partial(self.velocity, params),
+        noise.astype(self.dtype),
+        chance,
+        start,
+        cond,
+        self.schedule,
+        self.walk,
+        self.guidance,
+        unconditional,
+      )
+      return self.decode(params, x), path
+
+    with jax.named_scope('draw'):
+      return chunks.map_pieces(
+        piece, self.size, noise, chance, start, cond, unconditional
+      )
+
+  def score(
+    self, params: Params, path: Trajectory
+  ) -> tuple[Float[Array, 'N W'], Float[Array, 'N W h w C']]:
+    """Log-probabilities and scaled means; see `rollout.walk.score`."""
+    with jax.named_scope('draw'):
+      return walk_lib.score(
+        functools.partial(self.velocity, params),
+        path,
+        self.schedule,
+        self.walk,
+        self.dtype,
+        self.guidance,
+      )

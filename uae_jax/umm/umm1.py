@@ -20,7 +20,8 @@ from uae_jax.rewards.features import Tower
 from uae_jax.rewards.terms import Terms
 from uae_jax.rollout import caption
 from uae_jax.rollout.sampler import Sampler
-from uae_jax.types import Captions, Prefix
+from uae_jax.rollout.walk import Trajectory
+from uae_jax.types import Captions, Prefix, Rollout
 from uae_jax.umm.base import UMM, Params, reference
 from uae_jax.umm.painter import Painter
 
@@ -61,6 +62,7 @@ class UMM1(UMM):
     terms: what the reward is made of.
     chunk: tokens whose logits exist at once when they are scored; 0 is all.
     size: drawings of a data shard that exist at once; 0 is all.
+    one_caption: a group is one caption, drawn several times by chance.
   """
 
   vlm: VLM
@@ -78,6 +80,7 @@ class UMM1(UMM):
   terms: Terms = Terms()
   chunk: int = 0
   size: int = 0
+  one_caption: bool = False
 
   def __post_init__(self):
     if self.bottleneck == 'hidden' and isinstance(
@@ -125,24 +128,59 @@ class UMM1(UMM):
     rng: Key[Array, ''],
   ) -> Float[Array, 'B G R Q 3']:
     """Draws every caption with the frozen decoder; pixels in [0, 1]."""
+    return self._draw(policy, frozen, captions, prefix, rng)[0]
+
+  def _draw(self, policy, frozen, captions, prefix, rng):
+    """Images, and how they came about where that is by chance."""
     if self.environment == 'reference':
       policy = reference(frozen, policy)
     with jax.named_scope('condition'):
       cond = self.condition(policy, frozen['connector'], captions, prefix)
     b, g, _ = captions.tokens.shape
-    noise = self.painter.noise(rng, b, 1 if self.share_noise else g)
+    painter = self.painter
+    noise = painter.noise(rng, b, 1 if self.share_noise else g)
     noise = jnp.broadcast_to(noise, (b, g, *noise.shape[2:]))
     flat = lambda x: x.reshape(b * g, *x.shape[2:])
     unconditional = None
-    if self.painter.guidance != 1.0:
+    if painter.guidance != 1.0:
       negative = self.negative(captions)
       unconditional = jax.tree.map(
         flat, self.condition(policy, frozen['connector'], negative)
       )
-    images = self.painter(
-      frozen, flat(noise), jax.tree.map(flat, cond), unconditional
+    inputs = (frozen, flat(noise), jax.tree.map(flat, cond), unconditional)
+    if painter.walk is None:
+      drawn = painter(*inputs), None
+    else:
+      first, eps = jax.random.split(jax.random.fold_in(rng, 1))
+      last = painter.schedule.steps - 1 - painter.walk.window
+      start = jax.random.randint(first, (b, 1), 0, last + 1)
+      start = flat(jnp.broadcast_to(start, (b, g)))
+      drawn = painter.by_chance(*inputs, start, eps)
+    return jax.tree.map(lambda x: x.reshape(b, g, *x.shape[1:]), drawn)
+
+  def rollout(self, policy, frozen, batch, rng, group) -> Rollout:
+    """As every UMM's; drawn by chance where the decoder is trained."""
+    if self.painter.walk is None:
+      return super().rollout(policy, frozen, batch, rng, group)
+    words, noise = jax.random.split(rng)
+    prefix = self.prefill(policy, batch)
+    n = 1 if self.one_caption else group
+    captions = jax.tree.map(
+      lambda x: jnp.broadcast_to(x, (len(x), group, *x.shape[2:])),
+      self.describe(policy, prefix, words, n),
     )
-    return images.reshape(b, g, *images.shape[1:])
+    images, path = self._draw(policy, frozen, captions, prefix, noise)
+    reward, scores = self.reward(frozen, batch.image, images, captions)
+    return Rollout(captions, images, reward, scores=scores, path=path)
+
+  def score_path(
+    self, decoder: Params, path: Trajectory
+  ) -> tuple[Float[Array, 'B G W'], Float[Array, 'B G W h w C']]:
+    """Log-probability of each step of the decoder; see `Painter.score`."""
+    b, g = path.logp.shape[:2]
+    flat = lambda x: x.reshape(b * g, *x.shape[2:])
+    found = self.painter.score({'decoder': decoder}, jax.tree.map(flat, path))
+    return jax.tree.map(lambda x: x.reshape(b, g, *x.shape[1:]), found)
 
   def negative(self, captions: Captions) -> Captions:
     """What guidance leads away from, in the shape of `captions`.
