@@ -210,12 +210,16 @@ def test_the_arrows_have_no_circle():
 
 
 CONFIGS = {
-  'umm1': ['', 'blind', 'glyphs', 'qwen3b-sd35m', 'qwen3b-sd35l', 'uniworld'],
+  'umm1': [
+    '', 'blind', 'glyphs', 'decoder', 'qwen3b-sd35m', 'qwen3b-sd35l',
+    'uniworld',
+  ],
   'umm2': ['', 'caption', 'image', 'flow', 'janus-pro-1b', 'janus-pro-7b'],
   'coldstart': [
     'reward', 'judge_clip', 'judge_views', 'policy', 'decoder', 'one_step',
     'blind', 'glyphs_policy', 'glyphs_decoder', 'glyphs_one_step',
   ],
+  'ablations': ['bottleneck-hidden', 'direct-caption', 'stage-joint'],
   'coldstart_umm2': ['tokenizer', 'policy', 'longer', 'detokenizer'],
 }  # fmt: skip
 

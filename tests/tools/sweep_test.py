@@ -1,0 +1,39 @@
+"""A question's runs by one command, and what is said of mistakes."""
+
+import functools
+
+from tests.tools import commands
+
+sweep = functools.partial(commands.run, 'sweep')
+FILE = '--config=configs/ablations.py'
+
+
+def test_runs_are_compared_and_not_repeated(tmp_path):
+  small = [
+    f'--set={one}' for one in ('train.steps=0', 'eval.images=8', 'eval.batch=8')
+  ]
+  command = [FILE, '--question=noise', f'--out={tmp_path}', *small]
+  first, second = sweep(command, command)
+  assert first[0] == 0, first
+  table = (tmp_path / 'compare.md').read_text()
+  assert '| metric | start | shared | own |' in table
+  assert table in first[1] and 'run 2/2: noise own' in first[1]
+  assert 'eval/unified_score' in table
+  assert (tmp_path / 'compare.html').exists()
+  assert (tmp_path / 'own' / 'report.html').exists()
+  assert second[0] == 0, second
+  assert (tmp_path / 'compare.md').read_text() == table
+
+
+def test_mistakes_are_one_line(tmp_path):
+  out = f'--out={tmp_path / "out"}'
+  cases = {
+    'is none of': [FILE, '--question=botleneck', out],
+    'no file of ablations': ['--config=configs/umm1.py', '--question=x', out],
+    'does not exist': ['--config=nowhere.py', '--question=x', out],
+    'not whole numbers': [FILE, '--question=kl', out, '--seeds=a'],
+    'KEY=VALUE': [FILE, '--question=kl', out, '--set=train.steps'],
+  }
+  for want, (code, _, err) in zip(cases, sweep(*cases.values()), strict=True):
+    assert code == 2 and want in err, (want, err)
+    assert len(err.strip().splitlines()) == 1, err
