@@ -52,6 +52,11 @@ def get_config(variant: str = '') -> ConfigDict:
   c.optim.eps = 1e-8
   c.optim.weight_decay = 0.0
   c.optim.clip_norm = 1.0
+  c.optim.accumulate = 1  # steps whose gradients make one update
+  # 'REGEX=FACTOR' over paths of a part: its rate is train.lr (or flow.lr)
+  # times that; 0 freezes.
+  c.optim.groups = ()
+  c.optim.ema = 0.0  # decay of an average, evaluated and exported; 0: none
   c.optim.inner_epochs = 1
   c.optim.minibatches = 1
 
@@ -69,6 +74,7 @@ def get_config(variant: str = '') -> ConfigDict:
   c.grpo.scale = 'std'  # std | none (Dr.GRPO)
   c.grpo.filter_zero_std = True  # leave groups without variance out
   c.grpo.mask_truncated = False  # leave captions without EOS out
+  c.grpo.entropy = 0.0  # weight of the entropy, which keeps captions apart
 
   # A weight of 0 leaves a term out; see docs/rewards.md.
   c.rewards = ConfigDict()

@@ -104,10 +104,15 @@ class TrainState:
   opt_state: Any
   skipped: Int[Array, '']  # non-finite updates in a row
   frozen: Any  # never changes, never saved
+  ema: Any = None  # a moving average of params, where one is kept
 
   def saved(self) -> 'TrainState':
     """The part that a checkpoint holds."""
     return self.replace(frozen=None)
+
+  def shown(self) -> 'TrainState':
+    """With averages for parameters, where they are kept: what is evaluated."""
+    return self if self.ema is None else self.replace(params=self.ema)
 
 
 Metrics = dict[str, jax.Array]

@@ -1,9 +1,11 @@
 """AdamW, schedules and clipping from optax; an optimizer for each part."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import optax
 
 from uae_jax import trees
@@ -52,6 +54,7 @@ def schedule(config, peak: float, share: float) -> optax.Schedule:
   """
   updates = config.optim.inner_epochs * config.optim.minibatches
   updates = int(config.train.steps * updates * share)
+  updates //= config.optim.accumulate
   floor = peak * config.optim.lr_floor
   body = max(updates - config.optim.warmup, 1)
   if config.optim.schedule == 'constant':
@@ -82,7 +85,7 @@ def make(
     share: see `schedule`.
   """
   o, lr = config.optim, config.train.lr if lr is None else lr
-  return optax.chain(
+  made = optax.chain(
     optax.clip_by_global_norm(o.clip_norm),
     optax.adamw(
       schedule(config, lr, share),
@@ -92,4 +95,38 @@ def make(
       weight_decay=o.weight_decay,
       mask=lambda params: trees.mask(params, (MATRICES,)),
     ),
+    *(_scaled(*one.split('=')) for one in o.groups),
   )
+  if o.accumulate > 1:
+    return optax.MultiSteps(made, o.accumulate).gradient_transformation()
+  return made
+
+
+def check(config) -> None:
+  """Raises UserError for what no optimizer can be made of."""
+  o = config.optim
+  for one in o.groups:
+    pattern, _, factor = one.partition('=')
+    try:
+      re.compile(pattern)
+      ok = float(factor) >= 0
+    except (ValueError, re.error):
+      ok = False
+    if not ok:
+      raise UserError(f'optim.groups: {one!r} is not REGEX=FACTOR')
+  if o.accumulate < 1:
+    raise UserError(f'optim.accumulate={o.accumulate} must be at least 1')
+  if not 0 <= o.ema < 1:
+    raise UserError(f'optim.ema={o.ema} is not in [0, 1)')
+
+
+def _scaled(pattern: str, factor: str) -> optax.GradientTransformation:
+  """Updates of matching paths times a factor; 0 freezes them."""
+
+  def update(updates, state, params=None):
+    del params
+    chosen = trees.mask(updates, (pattern,))
+    scale = lambda x, yes: x * float(factor) if yes else x
+    return jax.tree.map(scale, updates, chosen), state
+
+  return optax.GradientTransformation(lambda _: optax.EmptyState(), update)

@@ -65,7 +65,9 @@ def build(
     {part: optim.make(config, rates[part], share) for part in params}
   )
   offloaded = 'optimizer' in offload.parse(config.memory.offload)
-  state = create(params, frozen, optimizer, mesh, offloaded)
+  state = create(
+    params, frozen, optimizer, mesh, offloaded, bool(config.optim.ema)
+  )
   return turns, optimizer, state
 
 
@@ -212,6 +214,8 @@ def step_options(config, trained: Sequence[str]) -> StepOptions:
     scale=g.scale,
     filter_zero_std=g.filter_zero_std,
     mask_truncated=g.mask_truncated,
+    entropy=g.entropy,
+    ema=config.optim.ema,
     loss=loss,
     lora=_lora(config),
     rollout_size=config.memory.rollout_images,

@@ -24,6 +24,7 @@ def create(
   optimizer: optax.GradientTransformation | ByPart,
   mesh: Mesh,
   offloaded: bool = False,
+  averages: bool = False,
 ) -> TrainState:
   """Step 0; the optimizer's moments lie where their parameters lie.
 
@@ -35,6 +36,7 @@ def create(
     optimizer: over `params`.
     mesh: of both.
     offloaded: the moments wait in the host's memory.
+    averages: an average of the parameters is kept, too.
   """
   everywhere = NamedSharding(mesh, P())
   if isinstance(optimizer, ByPart):
@@ -48,7 +50,10 @@ def create(
     zero = lambda: jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
   else:
     zero = lambda: jax.device_put(jnp.int32(0), everywhere)
-  return TrainState(zero(), params, opt_state, zero(), dict(frozen))
+  ema = None
+  if averages:
+    ema = params if is_abstract(params) else jax.tree.map(jnp.copy, params)
+  return TrainState(zero(), params, opt_state, zero(), dict(frozen), ema)
 
 
 def _moments(params, optimizer, everywhere, offloaded) -> Any:

@@ -43,6 +43,8 @@ class StepOptions:
     caption_weight: of the captions' objective; 0 leaves it out.
     image_weight: of the codes' objective, lambda; 0 leaves it out.
     path_weight: of the denoising steps' objective; likewise.
+    entropy: weight of the entropy of what is sampled, in its objective.
+    ema: decay of the average of the parameters; 0 keeps none.
     lora: adapters that are trained in the policy's stead.
     rollout_size: images of a data shard in one rollout; 0 is all. A step
       works through them in pieces, and the loss is that of all together.
@@ -66,6 +68,8 @@ class StepOptions:
   caption_weight: float = 1.0
   image_weight: float = 0.0
   path_weight: float = 0.0
+  entropy: float = 0.0
+  ema: float = 0.0
   lora: LoRA | None = None
   rollout_size: int = 0
   update_size: int = 0
@@ -313,9 +317,10 @@ def _updates(state, data, rng, score, optimizer, options):
         half.loss_share, half.mean_share, kl,
       )  # fmt: skip
       if name != 'decoder':
-        found['policy/entropy'] = grpo.add_up(
-          more, half.sampled, half.drawn_share
-        )
+        entropy = grpo.add_up(more, half.sampled, half.drawn_share)
+        found['policy/entropy'] = jax.lax.stop_gradient(entropy)
+        if options.entropy:
+          loss = loss - options.entropy * entropy
       total = total + weight * loss
       metrics |= {f'{name}/{k.split("/")[1]}': v for k, v in found.items()}
     return total, metrics
@@ -332,7 +337,7 @@ def _updates(state, data, rng, score, optimizer, options):
     )
     return apply_gradient(
       state, loss_of_piece, optimizer, part, options.update_size,
-      options.trains,
+      options.trains, options.ema,
     )  # fmt: skip
 
   return jax.lax.scan(update, state, order)

@@ -69,6 +69,7 @@ def build(config, mesh) -> Task:
     UserError: for anything in the config that cannot be built.
   """
   check_batch(config.train.images, mesh)
+  optim.check(config)
   builders = dict.fromkeys(parts_lib.TURNS, _reinforce)
   builders |= dict(pretrain=_pretrain, tower=_tower)
   if config.stage not in builders:
@@ -98,6 +99,7 @@ def _reinforce(config, mesh) -> Task:
   umm = reinforce.evaluated(config, parts.umm)
 
   def export(state, folder):
+    state = state.shown()
     if options.lora is not None and config.lora.export == 'adapter':
       return peft.save(
         folder / 'adapter', state.params['policy'], parts.policy_rows,
@@ -119,7 +121,8 @@ def _reinforce(config, mesh) -> Task:
     data=parts.train_data(config, mesh),
     evaluate=scenes_bench.Evaluator(
       umm, parts.heldout_data(config), parts.decode, mesh,
-      options.policy, options.read, config.eval.gallery,
+      lambda state: options.policy(state.shown()),
+      lambda state: options.read(state.shown()), config.eval.gallery,
     ),
     export=export,
     headline=('reward/mean', 'policy/kl', 'caption/length'),
@@ -145,14 +148,17 @@ def _pretrain(config, mesh) -> Task:
   optimizer = optim.make(config)
 
   def whole(state):
-    return {**state.frozen, **trees.merge(state.frozen, state.params)}
+    params = state.shown().params
+    return {**state.frozen, **trees.merge(state.frozen, params)}
 
   return Task(
-    state=create(params, frozen, optimizer, mesh),
+    state=create(
+      params, frozen, optimizer, mesh, averages=bool(config.optim.ema)
+    ),
     steps=[
       functools.partial(
         supervised_step, loss_fn=_pretrain_loss(config, parts.umm),
-        optimizer=optimizer,
+        optimizer=optimizer, ema=config.optim.ema,
       )
     ],
     data=parts.train_data(config, mesh),
@@ -189,16 +195,17 @@ def _tower(config, mesh) -> Task:
   optimizer = optim.make(config)
 
   def export(state, folder):
-    model.save(folder, state.params, jnp.bfloat16)
+    model.save(folder, state.shown().params, jnp.bfloat16)
     towers.write_processor(tower, folder)
 
   return Task(
-    state=create(params, {}, optimizer, mesh),
+    state=create(params, {}, optimizer, mesh, averages=bool(config.optim.ema)),
     steps=[
       functools.partial(
         supervised_step,
         loss_fn=contrastive.Contrastive(tower, config.tower.views),
         optimizer=optimizer,
+        ema=config.optim.ema,
       )
     ],
     data=towers.data(config, tower, tokenizer, mesh),

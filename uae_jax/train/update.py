@@ -22,6 +22,7 @@ def apply_gradient(
   batch: Any,
   size: int = 0,
   chosen: Sequence[str] | None = None,
+  ema: float = 0.0,
 ) -> tuple[TrainState, Metrics]:
   """One optimizer update of `state.params`, skipped when not finite.
 
@@ -34,6 +35,7 @@ def apply_gradient(
     batch: tree of arrays [B ...].
     size: rows of a data shard in one piece; 0 is all.
     chosen: parts of the parameters that change; None is all there is.
+    ema: decay of the average in `state.ema`, where there is one.
   """
   before = state.params
   if chosen is not None:
@@ -69,11 +71,20 @@ def apply_gradient(
       opt_state=offload.put_back(opt_state, state.opt_state),
       skipped=jnp.where(ok, 0, state.skipped + 1),
     )
+    if state.ema is not None:
+      state = state.replace(ema=averaged(state.ema, params, ema))
   metrics |= {
     'optim/loss': loss,
     'optim/grad_norm': norm,
   }
   return state, metrics
+
+
+def averaged(average: Any, params: Any, decay: float) -> Any:
+  """decay * average + (1 - decay) * params, in fp32."""
+  return jax.tree.map(
+    lambda a, p: decay * a + (1 - decay) * p.astype(a.dtype), average, params
+  )
 
 
 def supervised_step(
@@ -83,6 +94,7 @@ def supervised_step(
   *,
   loss_fn: Any,
   optimizer: optax.GradientTransformation,
+  ema: float = 0.0,
 ) -> tuple[TrainState, Metrics]:
   """One gradient step on `loss_fn(params, frozen, batch, rng)`."""
   state, metrics = apply_gradient(
@@ -90,6 +102,7 @@ def supervised_step(
     lambda params, batch: loss_fn(params, state.frozen, batch, rng),
     optimizer,
     batch,
+    ema=ema,
   )
   metrics['optim/skipped'] = state.skipped  # in a row
   return state.replace(step=state.step + 1), metrics
