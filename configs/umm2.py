@@ -29,6 +29,9 @@ def get_config(variant: str = '') -> ConfigDict:
   c.train = ConfigDict()
   c.train.steps = 160
   c.train.images = 16  # source images per step
+  # Images sampled for each that is learnt from; groups without variance go
+  # first (DAPO's dynamic sampling).
+  c.train.oversample = 1
   c.train.group_size = 8  # captions per image, one drawing each
   c.train.seed = 0
   c.train.lr = 3e-4
@@ -67,6 +70,7 @@ def get_config(variant: str = '') -> ConfigDict:
   c.grpo.beta = 0.005  # weight of the KL to the starting policy; 0: none kept
   c.grpo.image_beta = 0.02  # of image codes
   c.grpo.kl = 'k3'  # k1 | k2 | k3
+  c.grpo.kl_target = 0.0  # per token; steers beta to it; 0: beta stays
   c.grpo.clip_low = 0.2
   c.grpo.clip_high = 0.2
   c.grpo.ratio = 'token'  # token (GRPO) | sequence (GSPO)

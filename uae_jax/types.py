@@ -105,6 +105,7 @@ class TrainState:
   skipped: Int[Array, '']  # non-finite updates in a row
   frozen: Any  # never changes, never saved
   ema: Any = None  # a moving average of params, where one is kept
+  kl_scale: Any = None  # of the KL's weight, where it is steered
 
   def saved(self) -> 'TrainState':
     """The part that a checkpoint holds."""

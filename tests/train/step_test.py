@@ -11,9 +11,11 @@ from tests import tiny_umm
 from tests.tiny_umm import OPTIONS, change, setup
 from uae_jax import trees
 from uae_jax.plan import model_flops
+from uae_jax.rl.grpo import GRPO, grpo_loss
 from uae_jax.rollout.sampler import Sampler
 from uae_jax.sharding.mesh import make_mesh, put_batch, put_tree
 from uae_jax.sharding.rules import shardings
+from uae_jax.train import step as step_lib
 from uae_jax.types import Captions
 from uae_jax.umm import base
 
@@ -347,3 +349,54 @@ def test_images_seen_once_make_the_same_step():
     for _, step, _, _ in steps
   ]
   assert seen[0] == 3 * seen[1] > 0
+
+
+def test_images_of_groups_without_variance_are_the_first_to_go():
+  """Twice as many sampled as learnt from: the useful half makes the step."""
+  rollout = tiny_umm.random_rollout()
+  flat = [0, 3, 4, 6]  # of eight images
+  reward = rollout.reward.at[jnp.array(flat)].set(0.5)
+  rollout = rollout.replace(reward=reward)
+  fewer = dataclasses.replace(OPTIONS, images=4)
+  want, got = (
+    tiny_umm.learned(rollout, options)
+    for options in (dataclasses.replace(OPTIONS, filter_zero_std=True), fewer)
+  )
+  assert change(want[1], got[1]) < 1e-6
+  assert float(got[2]['reward/zero_std']) == 0.5
+  np.testing.assert_allclose(got[2]['optim/loss'], want[2]['optim/loss'],
+                             atol=1e-6)  # fmt: skip
+  kept = step_lib.telling(
+    jnp.arange(8), jnp.array([i not in flat for i in range(8)]), 5
+  )
+  assert kept.tolist() == [1, 2, 5, 7, 0]
+
+
+def test_the_weight_of_the_kl_is_steered_to_its_target():
+  steered = lambda kl: float(step_lib.steered(jnp.float32(2.0), kl, 0.1))
+  assert steered(0.1) == 2.0
+  assert steered(0.11) == pytest.approx(2.0 * 1.01)
+  assert steered(5.0) == pytest.approx(2.0 * 1.02)
+  assert steered(0.0) == pytest.approx(2.0 * 0.98)
+
+
+def test_the_scale_of_a_kl_multiplies_its_weight():
+  rng = np.random.default_rng(0)
+  logp, ref, adv = (
+    jnp.asarray(rng.normal(size=shape), jnp.float32)
+    for shape in ((2, 3, 4), (2, 3, 4), (2, 3))
+  )
+  args = (logp, logp, ref, adv, jnp.ones((2, 3, 4), bool))
+  scaled, _ = grpo_loss(*args, GRPO(beta=0.1), kl_scale=3.0)
+  larger, _ = grpo_loss(*args, GRPO(beta=0.3))
+  assert float(scaled) == pytest.approx(float(larger), rel=1e-6)
+
+
+def test_an_entropy_bonus_raises_entropy():
+  options = dataclasses.replace(with_loss(beta=0.0), entropy=1.0)
+  _, step, state, batch = setup(options=options, weights={'clip': 0.0}, lr=0.05)
+  now, seen = state(), []
+  for i in range(5):
+    now, metrics = step(now, batch, jax.random.fold_in(RNG, i))
+    seen.append(float(metrics['policy/entropy']))
+  assert seen[-1] > seen[0] + 0.01, seen

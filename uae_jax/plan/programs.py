@@ -21,7 +21,7 @@ from uae_jax.nn import kernels
 from uae_jax.plan import model_flops
 from uae_jax.sharding.mesh import check_batch
 from uae_jax.train import reinforce, tasks
-from uae_jax.train.parts import TURNS, Loader
+from uae_jax.train.parts import TURNS, Loader, sampled
 from uae_jax.train.state import placed
 from uae_jax.train.step import learn, roll_out, train_step
 from uae_jax.types import Batch
@@ -126,7 +126,7 @@ def example(parts, config, rows: NamedSharding) -> Batch:
   side = config.data.side
   blank = np.zeros((side, side, 3), np.uint8)
   arrays = {**parts.read(blank), 'image': np.zeros(blank.shape, np.float32)}
-  n = config.train.images
+  n = sampled(config)
 
   def shape(x):
     dtype = jnp.asarray(np.asarray(x)[:0]).dtype

@@ -183,6 +183,7 @@ def grpo_loss(
   loss_share: Float[Array, 'B G L'] | None = None,
   mean_share: Float[Array, 'B G L'] | None = None,
   kl: Float[Array, 'B G L'] | None = None,
+  kl_scale: float | Float[Array, ''] = 1.0,
 ) -> tuple[Float[Array, ''], dict[str, Array]]:
   """-aggregate(clipped gain - beta KL), to be minimised.
 
@@ -200,6 +201,7 @@ def grpo_loss(
       None: they are all of it.
     mean_share: of each token in the metrics that are means.
     kl: of each token, where it is known and need not be estimated.
+    kl_scale: times beta is the KL's weight.
 
   Returns:
     The loss, and metrics: policy/clip_frac_low|high (fraction of tokens
@@ -239,6 +241,6 @@ def grpo_loss(
     )
   if kl is not None:
     metrics['policy/kl'] = fraction(kl)
-    gain = gain - options.beta * kl
+    gain = gain - options.beta * kl_scale * kl
   loss = -add_up(gain, mask, loss_share)
   return loss, jax.lax.stop_gradient(metrics)

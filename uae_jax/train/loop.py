@@ -15,7 +15,7 @@ from uae_jax.nn import kernels
 from uae_jax.sharding import hosts
 from uae_jax.sharding.mesh import make_mesh, put_batch
 from uae_jax.train import tasks, workdir
-from uae_jax.train.parts import TURNS
+from uae_jax.train.parts import TURNS, sampled
 from uae_jax.train.writers import MetricWriter, Nobody, Progress
 from uae_jax.types import Batch
 
@@ -162,7 +162,7 @@ class Log:
   ):
     self.writer, self.progress, self.bad = writer, progress, bad
     self.skipped = 0  # updates in a row, one step late
-    self._rows = config.train.images  # of images that a step draws or reads
+    self._rows = sampled(config)  # images that a step draws or reads
     if config.stage in TURNS:
       self._rows *= config.train.group_size
     self._pending = None

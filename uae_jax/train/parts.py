@@ -139,9 +139,9 @@ class Parts:
     return pipeline.make_loader(
       source,
       self.example(config, source, training=True),
-      batch=config.train.images,
+      batch=sampled(config),
       seed=config.train.seed,
-      mine=rows_here(config.train.images, mesh),
+      mine=rows_here(sampled(config), mesh),
       threads=config.data.threads,
     )
 
@@ -157,6 +157,13 @@ class Parts:
       n=config.eval.images,
       batch=config.eval.batch,
     )
+
+
+def sampled(config) -> int:
+  """Images that a step reads."""
+  if config.stage not in TURNS:
+    return config.train.images
+  return config.train.images * config.train.oversample
 
 
 def partial_detail(config) -> grammar.Detail:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from uae_jax import trees
 from uae_jax.errors import UserError
@@ -68,6 +69,8 @@ def build(
   state = create(
     params, frozen, optimizer, mesh, offloaded, bool(config.optim.ema)
   )
+  if config.grpo.kl_target:
+    state = state.replace(kl_scale=_one(state))
   return turns, optimizer, state
 
 
@@ -84,6 +87,14 @@ def _walking(config, umm, trained) -> Any:
     painter=dataclasses.replace(umm.painter, walk=walk),
     one_caption=config.flow.one_caption and 'policy' not in trained,
   )
+
+
+def _one(state: TrainState) -> Any:
+  """1.0 where the state's numbers are, or its shape."""
+  home = state.skipped.sharding
+  if is_abstract(state.params):
+    return jax.ShapeDtypeStruct((), jnp.float32, sharding=home)
+  return jax.device_put(jnp.float32(1), home)
 
 
 def evaluated(config, umm) -> Any:
@@ -173,6 +184,12 @@ def step_options(config, trained: Sequence[str]) -> StepOptions:
       f'train.images={config.train.images} does not divide into '
       f'optim.minibatches={config.optim.minibatches}'
     )
+  if config.train.oversample < 1:
+    raise UserError(
+      f'train.oversample={config.train.oversample} must be at least 1'
+    )
+  if config.grpo.kl_target and not config.grpo.beta:
+    raise UserError('grpo.kl_target steers grpo.beta: set that above 0')
   if config.train.group_size < 2:
     raise UserError('train.group_size must be at least 2 to compare captions')
   g = config.grpo
@@ -214,6 +231,8 @@ def step_options(config, trained: Sequence[str]) -> StepOptions:
     scale=g.scale,
     filter_zero_std=g.filter_zero_std,
     mask_truncated=g.mask_truncated,
+    images=config.train.images if config.train.oversample > 1 else 0,
+    kl_target=g.kl_target,
     entropy=g.entropy,
     ema=config.optim.ema,
     loss=loss,

@@ -34,6 +34,8 @@ class StepOptions:
     group: rollouts G per image.
     inner_epochs: passes over one rollout.
     minibatches: updates per pass; the images are split among them.
+    images: that are learnt from, of more that are sampled; those of groups
+      without variance are the first to go (DAPO); 0 is all.
     scale: advantage scale, 'std' or 'none'.
     filter_zero_std: leave groups without variance out of the average.
     mask_truncated: leave captions without EOS out of the loss.
@@ -43,6 +45,7 @@ class StepOptions:
     caption_weight: of the captions' objective; 0 leaves it out.
     image_weight: of the codes' objective, lambda; 0 leaves it out.
     path_weight: of the denoising steps' objective; likewise.
+    kl_target: the KL per token that its weight is steered to; 0: it is fixed.
     entropy: weight of the entropy of what is sampled, in its objective.
     ema: decay of the average of the parameters; 0 keeps none.
     lora: adapters that are trained in the policy's stead.
@@ -68,6 +71,8 @@ class StepOptions:
   caption_weight: float = 1.0
   image_weight: float = 0.0
   path_weight: float = 0.0
+  images: int = 0
+  kl_target: float = 0.0
   entropy: float = 0.0
   ema: float = 0.0
   lora: LoRA | None = None
@@ -229,6 +234,11 @@ def learn(
   metrics['reward/failed'] = jnp.sum(~jnp.isfinite(rollout.reward))
   for name, scores in (rollout.scores or {}).items():
     metrics[f'reward/{name}'] = mean_of_valid(scores, valid)
+  if 0 < options.images < len(adv):
+    batch, rollout, adv, keep = telling(
+      (batch, rollout, adv, keep), jnp.any(adv != 0, -1), options.images
+    )
+    captions = rollout.captions
   ended = jnp.any(captions.mask & (captions.tokens == umm.tokens.eos), -1)
   halves = {}
   for name in options.terms():
@@ -260,10 +270,29 @@ def learn(
     metrics[f'{name}/ratio_max'] = jnp.max(updates[f'{name}/ratio_max'])
   gaps = [first[f'{name}/ratio_gap'] for name in halves]
   metrics['rollout/train_gap'] = jnp.max(jnp.stack(gaps))
+  if options.kl_target:
+    state = state.replace(
+      kl_scale=steered(state.kl_scale, metrics['policy/kl'], options.kl_target)
+    )
+    metrics['policy/kl_scale'] = state.kl_scale
   metrics['caption/length'] = jnp.mean(jnp.sum(captions.mask, -1))
   metrics['caption/truncated'] = jnp.mean(~ended)
   metrics['optim/skipped'] = state.skipped  # in a row
   return state.replace(step=state.step + 1), metrics
+
+
+def telling(trees: Any, useful: Bool[Array, 'B'], n: int) -> Any:
+  """n images of all, useful ones first, else in their order."""
+  chosen = jnp.argsort(~useful, stable=True)[:n]
+  return jax.tree.map(lambda x: x[chosen], trees)
+
+
+def steered(scale: Array, kl: Array, target: float) -> Array:
+  """The KL's weight, a little larger where the KL is above its target.
+
+  Ziegler et al. 2019, https://arxiv.org/abs/1909.08593, section 2.2.
+  """
+  return scale * (1 + 0.1 * jnp.clip(kl / target - 1, -0.2, 0.2))
 
 
 def _half(name: str, rollout: Rollout) -> Half:
@@ -315,6 +344,7 @@ def _updates(state, data, rng, score, optimizer, options):
       loss, found = grpo.grpo_loss(
         logp, half.logp, ref, part['adv'], half.mask, loss_options,
         half.loss_share, half.mean_share, kl,
+        state.kl_scale if name == 'policy' and options.kl_target else 1.0,
       )  # fmt: skip
       if name != 'decoder':
         entropy = grpo.add_up(more, half.sampled, half.drawn_share)
