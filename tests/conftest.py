@@ -5,6 +5,7 @@ accelerator, and with them those marked `gpu_only` or `tpu_only`.
 """
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -34,6 +35,15 @@ import pytest  # noqa: E402
 jax.config.update('jax_default_matmul_precision', 'highest')
 jax.config.update('jax_compilation_cache_dir', os.environ['UAE_JAX_TEST_CACHE'])
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 2)
+
+
+@pytest.fixture(autouse=True, scope='module')
+def forget_programs():
+  """A worker that kept all files' programs would run out of memory maps."""
+  yield
+  jax.clear_caches()
+  gc.collect()
+
 
 ONLY = {'gpu_only': 'gpu', 'tpu_only': 'tpu'}
 

@@ -1,6 +1,8 @@
 """A user's function: found, tried, called, failing."""
 
 import logging
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -152,3 +154,19 @@ def test_the_truth_of_a_caption_is_its_f1():
 def test_the_examples_are_accepted(name):
   path = f'uae_jax.data.scenes.rewards:{name}'
   assert mine.load(path, DECODE, 32).on_host
+
+
+def test_the_example_of_the_docs_runs(tmp_path):
+  page = Path(__file__).parents[2] / 'docs' / 'rewards.md'
+  [code] = re.findall('```python\n(.*?)```', page.read_text(), re.DOTALL)
+  (tmp_path / 'my_rewards.py').write_text(code)
+  x = given()
+  close = mine.load('my_rewards:close', DECODE, 8)
+  assert not close.on_host
+  want = -np.abs(x.images - x.source[:, None]).mean((2, 3, 4))
+  np.testing.assert_allclose(close(x, None), want, rtol=1e-5)
+  words = lambda ids: 'red , ' * len(ids)
+  colours = mine.load('my_rewards:names_colours', words, 8)
+  assert colours.on_host
+  want = x.mask.sum(-1)
+  np.testing.assert_array_equal(colours.say(*rows(x)), want)

@@ -75,6 +75,9 @@ class Evaluator:
     out = {'tokens': captions.tokens[:, 0], 'mask': captions.mask[:, 0]}
     out['image'] = images[:, 0]
     scores = umm.similarities(umm.judges, frozen['judges'], batch.image, images)
+    if umm.terms.some:
+      scores['reward'], _ = umm.reward(frozen, batch.image, images, captions)
+    out['scores'] = {k: v[:, 0] for k, v in scores.items()}
     if batch.full_ids is not None:
       full = Captions(
         batch.full_ids[:, None],
@@ -93,12 +96,6 @@ class Evaluator:
       ceiling = umm.ceiling(frozen, batch.image, rng)
       if ceiling is not None:
         out['ceiling'] = ceiling
-    if umm.terms.some:
-      out, scores, seen = umm.terms.settle(
-        (out, scores, (batch.image, images, captions))
-      )
-      scores['reward'], _ = umm.reward(frozen, *seen)
-    out['scores'] = {k: v[:, 0] for k, v in scores.items()}
     return out
 
   def __call__(self, state: Any) -> tuple[dict[str, float], Gallery]:

@@ -8,15 +8,13 @@ token (`rewards.captions`), and a user's function says what it likes
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
-import jax
 from jaxtyping import Array, Float
 
 from uae_jax.rewards import captions as of_captions
 from uae_jax.rewards.mine import Mine
 from uae_jax.rewards.reconstruction import ensemble, standardised
-from uae_jax.rewards.text import HostTokens, TextTerm
+from uae_jax.rewards.text import TextTerm
 from uae_jax.types import Captions
 
 STANDARDISE = ('none', 'group')
@@ -63,22 +61,6 @@ class Terms:
     """Does any term look at what is drawn?"""
     reads = self.text is not None and self.text.image == 'drawn'
     return bool(self.reconstruction) or reads or self.mine is not None
-
-  @property
-  def on_host(self) -> bool:
-    """Is the host asked about anything?"""
-    reads = self.text is not None and isinstance(
-      self.text.retokenise, HostTokens
-    )
-    return reads or self.mine is not None and self.mine.on_host
-
-  def settle(self, tree: Any) -> Any:
-    """The same; where the host is asked, all of it before what follows.
-
-    Devices get its answers at different times. What they do together must
-    not come before an answer here and after it there.
-    """
-    return jax.lax.optimization_barrier(tree) if self.on_host else tree
 
   @property
   def some(self) -> bool:

@@ -70,7 +70,7 @@ def load(
     text=text_term,
     mine=own,
   )
-  if config.stage == 'encoder':
+  if config.stage in parts.TURNS:
     check(config, found)
   return found, params
 
@@ -84,12 +84,18 @@ def check(config, found: Terms) -> None:
     )
   if not found.some:
     raise UserError('rewards: every weight is 0, so there is nothing to train')
-  if config.model.umm == 'umm2' and not found.looks:
-    if config.grpo.image_weight:
-      raise UserError(
-        'no reward looks at what is drawn: set grpo.image_weight=0, or let '
-        'one do so'
-      )
+  if found.looks:
+    return
+  if any('decoder' in turn for turn in parts.TURNS[config.stage]):
+    raise UserError(
+      f'stage={config.stage!r} trains what draws, and no reward looks at '
+      'drawings: let one do so'
+    )
+  if config.model.umm == 'umm2' and config.grpo.image_weight:
+    raise UserError(
+      'no reward looks at what is drawn: set grpo.image_weight=0, or let one '
+      'do so'
+    )
 
 
 def tower_weights(config, towers: Collection[str]) -> dict[str, float]:
@@ -173,7 +179,6 @@ def retokeniser(
     UserError: there is no tokenizer, or it is not the tower's.
   """
   length = language['ctx']
-  decode = lambda ids: tokenize.decode(policy, ids)
   own = word_tokenizer(folder)
   if own is not None:
     encode = lambda texts: np.stack(
@@ -184,10 +189,19 @@ def retokeniser(
     encode = lambda texts: prompts(texts, length)
   check_tokenizer(folder, encode, language)
   if own is None or not is_of_words(policy):
-    return text.HostTokens(decode, encode, length)
-  said = [own.encode(decode([i])) for i in range(policy.size)]
+    return text.HostTokens(written(policy), encode, length)
+  said = [own.encode(written(policy)([i])) for i in range(policy.size)]
   table = tuple(ids[0] if ids else -1 for ids in said)
   return text.WordTable(table, own.eos, own.pad, length)
+
+
+def written(
+  tokenizer: tokenize.Tokenizer,
+) -> Callable[[Sequence[int]], str]:
+  """Caption ids -> text with the blanks and line breaks at its ends."""
+  return lambda ids: tokenizer.core.decode(
+    [int(i) for i in ids], skip_special_tokens=True
+  )
 
 
 def check_tokenizer(

@@ -188,7 +188,6 @@ def train_step(
   if options.sees_once:
     batch = umm.see(options.spread(options.parts(state))['policy'], batch)
   rollout = roll_out(state, batch, draw_rng, umm=umm, options=options)
-  state, batch, rollout = umm.terms.settle((state, batch, rollout))
   return learn(
     state, batch, jax.lax.stop_gradient(rollout), order_rng,
     umm=umm, optimizer=optimizer, options=options,

@@ -85,17 +85,13 @@ class UMM:
       by name of the term.
     """
     terms, params = self.terms, frozen['reward']
-    seen = source, images, captions
     with jax.named_scope('reward'):
       scores = terms.of_tokens(captions, self.tokens.eos)
       if terms.reconstruction:
         scores |= self.similarities(self.towers, params, source, images)
       if terms.text is not None:
-        scores, seen = terms.settle((scores, seen))
-        scores['text'] = self.fit(params, *seen)
+        scores['text'] = self.fit(params, source, images, captions)
       if terms.mine is not None:
-        scores, seen = terms.settle((scores, seen))
-        source, images, captions = seen
         given = Given(source, images, captions.tokens, captions.mask)
         scores['mine'] = terms.mine(given, call_rows)
       return terms.total(scores, self.weights), scores
@@ -111,7 +107,6 @@ class UMM:
     term = self.terms.text
     mine = params[term.params]
     ids = term.retokenise(captions.tokens, captions.mask, call_rows)
-    ids, source, images = self.terms.settle((ids, source, images))
     ids = constrain(ids, 'batch', 'group', 'len')
     b, g, _ = ids.shape
     texts = chunks.map_pieces(
