@@ -231,7 +231,15 @@ def test_no_more_questions_are_out_than_allowed(limit):
     assert server.most == limit
 
 
-def test_an_interrupt_keeps_what_was_under_way(tmp_path):
+@pytest.fixture
+def interrupts():
+  """SIGINT as on a terminal: a shell's background jobs have it ignored."""
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_keeps_what_was_under_way(tmp_path, interrupts):
   def behave(request, n):
     if n == 3:
       os.kill(os.getpid(), signal.SIGINT)
