@@ -78,6 +78,7 @@ def test_the_same_command_has_nothing_left_to_do(done):
   assert read_summary(out / 'scenes').label == 'other'
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_items(done, tmp_path):
   flags = re.sub(r'device_count=\d+', 'device_count=4', os.environ['XLA_FLAGS'])
   env = {**os.environ, 'XLA_FLAGS': flags}

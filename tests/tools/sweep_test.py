@@ -2,12 +2,15 @@
 
 import functools
 
+import pytest
+
 from tests.tools import commands
 
 sweep = functools.partial(commands.run, 'sweep')
 FILE = '--config=configs/ablations.py'
 
 
+@pytest.mark.slow
 def test_runs_are_compared_and_not_repeated(tmp_path):
   small = [
     f'--set={one}' for one in ('train.steps=0', 'eval.images=8', 'eval.batch=8')

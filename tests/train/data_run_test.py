@@ -29,6 +29,7 @@ def items(n, bad=0, caption=CAPTION):
   return out
 
 
+@pytest.mark.slow
 def test_a_run_counts_what_it_leaves_out_and_goes_on(tmp_path):
   one = stores.write('images', tmp_path / 'a', items(12, bad=2))
   two = stores.write('webdataset', tmp_path / 'b', items(12, bad=1))

@@ -115,6 +115,7 @@ def test_a_group_is_one_caption_or_many():
     assert set(starts.ravel()) == {0, 1}
 
 
+@pytest.mark.slow
 def test_a_penalty_pulls_the_decoder_back():
   pulled = dataclasses.replace(PATH, beta=50.0)
   options = dataclasses.replace(DECODER, path_loss=pulled)
@@ -148,6 +149,7 @@ def test_joint_steps_change_both_and_their_sum_is_the_loss():
   assert change(only.params['decoder'], after.params['decoder']) < 1e-6
 
 
+@pytest.mark.slow
 def test_pieces_add_up_to_the_whole():
   step, optimizer = compiled(DECODER)
   state, batch = start(optimizer)
