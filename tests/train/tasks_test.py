@@ -84,3 +84,36 @@ def test_images_are_seen_once_unless_the_tower_is_trained(change, once):
   small = config(**change)
   parts = tasks.load(small, Loader(small, mesh, zoo.structs))
   assert once == reinforce.build(small, parts, mesh)[0][0][1].sees_once
+
+
+def test_the_decoders_keys_arrive_at_its_steps():
+  changes = {
+    'flow.clip': 0.02, 'flow.beta': 0.5, 'flow.weight': 3.0,
+    'grpo.kl_target': 0.1,
+  }  # fmt: skip
+  alone, joint, words = (
+    reinforce.step_options(config('umm1', 'joint', **changes), trained)
+    for trained in (('decoder',), ('policy', 'decoder'), ('policy',))
+  )
+  for options, weight in ((alone, 1.0), (joint, 3.0), (words, 0.0)):
+    assert options.path_weight == weight
+    assert options.caption_weight == float(options is not alone)
+    # There is no KL of captions to steer where they are not trained.
+    assert options.kl_target == (0.0 if options is alone else 0.1)
+  for options in (alone, joint):
+    loss = options.path_loss
+    assert loss.clip_low == loss.clip_high == 0.02 and loss.beta == 0.5
+  assert alone.trains == ('decoder',) and words.trains == ('policy',)
+  assert joint.trains == ('policy', 'decoder')
+
+
+@pytest.mark.parametrize(
+  'change',
+  [
+    {'train.oversample': 0},
+    {'grpo.kl_target': 0.1, 'grpo.beta': 0.0},
+  ],
+)
+def test_what_cannot_be_sampled_or_steered_is_refused(change):
+  with pytest.raises(UserError, match=next(iter(change))):
+    step_options(config(**change))

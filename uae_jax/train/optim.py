@@ -95,7 +95,7 @@ def make(
       weight_decay=o.weight_decay,
       mask=lambda params: trees.mask(params, (MATRICES,)),
     ),
-    *(_scaled(*one.split('=')) for one in o.groups),
+    *(_scaled(*one.rsplit('=', 1)) for one in o.groups),
   )
   if o.accumulate > 1:
     return optax.MultiSteps(made, o.accumulate).gradient_transformation()
@@ -106,7 +106,7 @@ def check(config) -> None:
   """Raises UserError for what no optimizer can be made of."""
   o = config.optim
   for one in o.groups:
-    pattern, _, factor = one.partition('=')
+    pattern, _, factor = one.rpartition('=')
     try:
       re.compile(pattern)
       ok = float(factor) >= 0

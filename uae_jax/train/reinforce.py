@@ -232,7 +232,7 @@ def step_options(config, trained: Sequence[str]) -> StepOptions:
     filter_zero_std=g.filter_zero_std,
     mask_truncated=g.mask_truncated,
     images=config.train.images if config.train.oversample > 1 else 0,
-    kl_target=g.kl_target,
+    kl_target=g.kl_target if halves.get('caption_weight', 1.0) else 0.0,
     entropy=g.entropy,
     ema=config.optim.ema,
     loss=loss,

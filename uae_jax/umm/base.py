@@ -5,7 +5,7 @@ A UMM is a frozen dataclass with fields `vlm` (a captioner of `models.vlm`),
 `weights` (of the towers), `terms` (what the reward is made of), `chunk`
 (tokens whose logits exist at once when they are scored; 0 is all) and `size`
 (drawings of a data shard that are rendered or looked at at once; 0 is all);
-it adds `draw` and `draw_from_text`. The rest of the loop is here.
+it adds `draw`, `draw_from_text` and `rollout`. The rest of the loop is here.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ from uae_jax.rollout import caption
 from uae_jax.sharding import chunks, offload
 from uae_jax.sharding.on_host import call_rows
 from uae_jax.sharding.rules import constrain
-from uae_jax.types import Batch, Captions, Prefix, Rollout
+from uae_jax.types import Batch, Captions, Prefix
 
 Params = Mapping[str, Any]
 COPIED = 2**30  # bytes
@@ -151,24 +151,6 @@ class UMM:
     """Sources [B R Q 3] as no drawing can be better, where that is known."""
     del frozen, source, rng
     return None
-
-  def rollout(
-    self,
-    policy: Params,
-    frozen: Params,
-    batch: Batch,
-    rng: Key[Array, ''],
-    group: int,
-  ) -> Rollout:
-    """image -> G captions -> G images -> G rewards."""
-    words, noise = jax.random.split(rng)
-    prefix = self.prefill(policy, batch)
-    captions = self.describe(policy, prefix, words, group)
-    images = None
-    if self.terms.looks:
-      images = self.draw(policy, frozen, captions, prefix, noise)
-    reward, scores = self.reward(frozen, batch.image, images, captions)
-    return Rollout(captions, images, reward, scores=scores)
 
   def score(
     self, policy: Params, batch: Batch, captions: Captions

@@ -21,7 +21,7 @@ from uae_jax.rewards.terms import Terms
 from uae_jax.rollout import caption
 from uae_jax.rollout.sampler import Sampler
 from uae_jax.rollout.walk import Trajectory
-from uae_jax.types import Captions, Prefix, Rollout
+from uae_jax.types import Batch, Captions, Prefix, Rollout
 from uae_jax.umm.base import UMM, Params, reference
 from uae_jax.umm.painter import Painter
 
@@ -158,10 +158,15 @@ class UMM1(UMM):
       drawn = painter.by_chance(*inputs, start, eps)
     return jax.tree.map(lambda x: x.reshape(b, g, *x.shape[1:]), drawn)
 
-  def rollout(self, policy, frozen, batch, rng, group) -> Rollout:
-    """As every UMM's; drawn by chance where the decoder is trained."""
-    if self.painter.walk is None:
-      return super().rollout(policy, frozen, batch, rng, group)
+  def rollout(
+    self,
+    policy: Params,
+    frozen: Params,
+    batch: Batch,
+    rng: Key[Array, ''],
+    group: int,
+  ) -> Rollout:
+    """image -> G captions -> G images -> G rewards."""
     words, noise = jax.random.split(rng)
     prefix = self.prefill(policy, batch)
     n = 1 if self.one_caption else group
@@ -169,7 +174,9 @@ class UMM1(UMM):
       lambda x: jnp.broadcast_to(x, (len(x), group, *x.shape[2:])),
       self.describe(policy, prefix, words, n),
     )
-    images, path = self._draw(policy, frozen, captions, prefix, noise)
+    images = path = None
+    if self.terms.looks:
+      images, path = self._draw(policy, frozen, captions, prefix, noise)
     reward, scores = self.reward(frozen, batch.image, images, captions)
     return Rollout(captions, images, reward, scores=scores, path=path)
 

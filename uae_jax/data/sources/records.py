@@ -168,8 +168,7 @@ def _tfds() -> Any:
     import tensorflow_datasets
   except ImportError:
     raise UserError(
-      'array_record: and tfds: need tensorflow_datasets: pip install '
-      "'uae_jax[data]'"
+      'array_record: and tfds: need tensorflow_datasets: install it'
     ) from None
   return tensorflow_datasets
 

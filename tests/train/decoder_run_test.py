@@ -1,0 +1,54 @@
+"""A whole run whose steps train captioner and decoder by turns."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from tests.train.loop_test import config, rows
+from uae_jax import zoo
+from uae_jax.train import loop
+
+CHANGES = {
+  'train.steps': 4, 'eval.every': 4, 'ckpt.every': 2, 'rollout.draw_steps': 3,
+  'eval.draw_steps': 2, 'flow.window': 1, 'flow.lr': 1e-3, 'optim.warmup': 0,
+  'optim.ema': 0.5, 'train.oversample': 2,
+}  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """The run."""
+  folder = tmp_path_factory.mktemp('alternate') / 'run'
+  c = config('umm1', 'alternate', **CHANGES)
+  assert loop.run(c, folder) == 0
+  return folder
+
+
+def test_captioner_and_decoder_take_turns(run):
+  steps = rows(run, 'reward/')
+  assert [r['step'] for r in steps] == [1, 2, 3, 4]
+  for row in steps:
+    turn = 'decoder' if row['step'] % 2 == 0 else 'policy'
+    other = {'decoder': 'policy', 'policy': 'decoder'}[turn]
+    assert f'{turn}/ratio_max' in row and f'{other}/ratio_max' not in row
+    assert row['rollout/train_gap'] < 1e-4
+    assert row['optim/skipped'] == 0
+
+
+def test_both_are_exported_and_drawn_as_evaluated(run):
+  options = json.loads((run / 'export' / 'umm.json').read_text())
+  assert options['steps'] == 2
+  for at, start in (
+    ('policy', 'bundled:umm1/policy'),
+    ('decoder/transformer', 'bundled:umm1/decoder/transformer'),
+  ):
+    (before,) = zoo.resolve(start).glob('*.safetensors')
+    (after,) = (run / 'export' / at).glob('*.safetensors')
+    before, after = load_file(before), load_file(after)
+    assert set(before) == set(after)
+    moved = [
+      k for k in after if (before[k].astype(np.float32) != after[k]).any()
+    ]
+    assert moved, at
