@@ -46,7 +46,7 @@ PRETRAIN = {
     noise_rows=0.5, seed=7, steps=700, lr=6e-4,
   ),
   'blind': dict(
-    trainable=('policy/vision/.*',), fresh=('vision/.*',),
+    trainable=('policy/vision/.*',), fresh=('policy/vision/.*',),
     caption_weight=1.0, flow_weight=0.0, wrong_shape=0.75,
     noise_rows=0.0, seed=6, steps=1500, lr=1e-3,
   ),
@@ -58,18 +58,18 @@ PRETRAIN |= {
 }
 
 
-def base() -> ConfigDict:
-  """The keys of configs/umm1.py, which a cold start shares."""
-  path = Path(__file__).with_name('umm1.py')
-  spec = importlib.util.spec_from_file_location('umm1', path)
+def load(name: str):
+  """configs/NAME.py, whose keys a cold start shares."""
+  path = Path(__file__).with_name(f'{name}.py')
+  spec = importlib.util.spec_from_file_location(name, path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  return module.get_config()
+  return module
 
 
 def get_config(part: str = '') -> ConfigDict:
   """The config of one part."""
-  c = base()
+  c = load('umm1').get_config()
   del c.grpo, c.lora, c.flow
   c.optim.schedule = 'cosine'
   c.optim.warmup = 100
@@ -94,16 +94,13 @@ def get_config(part: str = '') -> ConfigDict:
     c.data.source = 'scenes:edits'
   elif part in PRETRAIN:
     c.stage = 'pretrain'
-    c.pretrain = ConfigDict()
-    c.pretrain.t_mean = 0.0  # of the logit of the flow time
-    c.pretrain.t_std = 1.2
+    c.pretrain = load('pretrain').get_config('align').pretrain
     spec = PRETRAIN[part]
-    c.pretrain.noise_rows = spec['noise_rows']  # share of rows at time 1
-    c.pretrain.trainable = spec['trainable']  # regexes over PART/parameter
-    c.pretrain.fresh = spec['fresh']  # policy parameters drawn anew
-    c.pretrain.caption_weight = spec['caption_weight']
-    c.pretrain.flow_weight = spec['flow_weight']
-    c.pretrain.wrong_shape = spec['wrong_shape']  # .75: the word says nothing
+    for key in (
+      'noise_rows', 'trainable', 'fresh', 'caption_weight', 'flow_weight',
+      'wrong_shape',
+    ):  # fmt: skip
+      c.pretrain[key] = spec[key]
     c.train.seed = spec['seed']
     c.train.steps = spec['steps']
     c.train.lr = spec['lr']

@@ -73,13 +73,15 @@ def get_config(part: str = '') -> ConfigDict:
   c.train.images = spec['images']
   c.pretrain = ConfigDict()
   c.pretrain.trainable = spec['trainable']  # regexes over PART/parameter
-  c.pretrain.fresh = ()  # policy parameters drawn anew
+  c.pretrain.fresh = ()  # regexes, too: parameters drawn anew
   c.pretrain.caption_weight = spec['caption_weight']
   c.pretrain.code_weight = spec['code_weight']
   c.pretrain.pixel_weight = spec['pixel_weight']
   c.pretrain.flow_weight = spec['flow_weight']
   c.pretrain.t_mean = 0.0  # of the logit of the flow time
   c.pretrain.t_std = 1.2
+  c.pretrain.min_snr = 0.0  # gamma of Min-SNR; 0: all times weigh the same
+  c.pretrain.lora = ConfigDict(dict(rank=0))  # of the decoder; none here
   c.pretrain.noise_rows = 0.25  # share of rows at time 1
   c.pretrain.wrong_shape = 0.08  # share of shape words, .75: they say nothing
   c.pretrain.full_rows = 0.6  # share of drawings after full captions

@@ -29,6 +29,8 @@ REAL = {
     {'rollout.guidance': 3.5},
   ),
 }  # fmt: skip
+# Regexes over kernels of a decoder, SD3's or FLUX's: its attention.
+ATTENTION = (r'.*/(q|k|v|((image|text)_)?out)/kernel',)
 STAGES = ('decoder', 'alternate', 'joint')
 VARIANTS = ('', 'blind', 'glyphs', *STAGES, *REAL)
 
@@ -127,6 +129,11 @@ def get_config(variant: str = '') -> ConfigDict:
   c.flow.clip = 1e-3  # of the ratio of a step, a mean over its dimensions
   c.flow.beta = 0.0  # weight of the KL to the starting decoder; 0: none kept
   c.flow.weight = 1.0  # of the decoder's objective in stage 'joint'
+  c.flow.lora = ConfigDict()
+  c.flow.lora.rank = 0  # 0: flow.trainable is trained as it is; else adapters
+  c.flow.lora.alpha = 64.0
+  c.flow.lora.targets = ATTENTION  # instead of flow.trainable
+  c.flow.lora.export = 'merged'  # merged | adapter (a PEFT folder)
   c.flow.one_caption = True  # draw one caption of an image, not one each
 
   c.data = ConfigDict()

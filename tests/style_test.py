@@ -219,6 +219,7 @@ CONFIGS = {
     'reward', 'judge_clip', 'judge_views', 'policy', 'decoder', 'one_step',
     'blind', 'glyphs_policy', 'glyphs_decoder', 'glyphs_one_step',
   ],
+  'pretrain': ['align', 'longcap', 'align-qwen3b-sd35m', 'longcap-uniworld'],
   'ablations': ['bottleneck-hidden', 'direct-caption', 'stage-joint'],
   'coldstart_umm2': ['tokenizer', 'policy', 'longer', 'detokenizer'],
 }  # fmt: skip

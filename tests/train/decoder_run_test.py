@@ -52,3 +52,18 @@ def test_both_are_exported_and_drawn_as_evaluated(run):
       k for k in after if (before[k].astype(np.float32) != after[k]).any()
     ]
     assert moved, at
+
+
+def test_adapters_of_the_decoder_start_from_their_reference(tmp_path):
+  c = config('umm1', 'decoder', **{
+    **CHANGES, 'flow.lora.rank': 2, 'flow.lora.export': 'adapter',
+    'flow.beta': 0.1, 'train.steps': 2, 'eval.every': 8, 'flow.lr': 1e-2,
+  })  # fmt: skip
+  assert loop.run(c, tmp_path / 'run') == 0
+  first, later = rows(tmp_path / 'run', 'decoder/')
+  assert abs(first['decoder/ratio_max'] - 1) < 1e-4
+  assert abs(first['decoder/kl']) < 1e-9 < later['decoder/kl']
+  export = tmp_path / 'run' / 'export'
+  names = load_file(export / 'decoder/adapter/adapter_model.safetensors')
+  assert names and all('.attn.' in name for name in names)
+  assert not (export / 'decoder' / 'transformer').exists()

@@ -49,6 +49,7 @@ class Evaluator:
     policy_of: Callable,
     frozen_of: Callable,
     gallery: int,
+    more: Callable | None = None,
   ):
     """Compiles nothing yet.
 
@@ -60,10 +61,12 @@ class Evaluator:
       policy_of: state -> policy parameters.
       frozen_of: state -> connector, decoder, reward and judge parameters.
       gallery: images kept for the report.
+      more: (parameters by part, batch, rng) -> further values [n] by name, of
+        images that have a full caption.
     """
     self._batches, self._decode, self._mesh = batches, decode, mesh
     self._policy_of, self._frozen_of = policy_of, frozen_of
-    self._gallery = gallery
+    self._gallery, self._more = gallery, more
     self._umm = dataclasses.replace(umm, sampler=Sampler(temperature=0))
     self._run = jax.jit(self._forward)
 
@@ -84,7 +87,10 @@ class Evaluator:
         batch.full_mask[:, None],
         jnp.zeros(batch.full_ids[:, None].shape),
       )
-      out['full'] = umm.draw_from_text(policy, frozen, full, rng)[:, 0]
+      drawn = umm.draw_from_text(policy, frozen, full, rng)
+      out['full'] = drawn[:, 0]
+      found = umm.similarities(umm.judges, frozen['judges'], batch.image, drawn)
+      out['full_scores'] = {k: v[:, 0] for k, v in found.items()}
     if batch.prompt_ids is not None:
       texts = Captions(
         batch.prompt_ids,
@@ -92,6 +98,9 @@ class Evaluator:
         jnp.zeros(batch.prompt_ids.shape),
       )
       out['prompted'] = umm.draw_from_text(policy, frozen, texts, rng)
+    if self._more is not None and batch.full_ids is not None:
+      parts = {**frozen, 'policy': policy}
+      out['more'] = self._more(parts, batch, rng)
     if batch.full_ids is not None:
       ceiling = umm.ceiling(frozen, batch.image, rng)
       if ceiling is not None:
@@ -120,10 +129,14 @@ class Evaluator:
     rows = {f'eval/{k}': v.mean() for k, v in scores.items()}
     if 'reward' in scores:
       rows |= named('eval/', reward_rows(scores['reward']))
+    rows |= {f'eval/{k}': v.mean() for k, v in out.get('more', {}).items()}
     rows['eval/caption_length'] = out['mask'].sum(-1).mean()
     judged = [rows[f'eval/{k}'] for k in self._umm.judges]
     if judged:
       rows['eval/unified_score'] = 100 * np.mean(judged)
+    if out.get('full_scores'):
+      found = [v.mean() for v in out['full_scores'].values()]
+      rows['eval/full_unified_score'] = 100 * np.mean(found)
     if truths[0] is not None:
       truth = list(np.concatenate(truths))
       glyphs = None if strings[0] is None else np.concatenate(strings)

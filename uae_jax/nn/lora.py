@@ -97,6 +97,24 @@ class LoRA:
     return merge(params, tree, self.scale)
 
 
+def whole(
+  frozen: Params, trained: Params, adapters: Mapping[str, LoRA]
+) -> dict[str, Any]:
+  """Trained parts with their frozen rest, or the adapted whole.
+
+  Args:
+    frozen: by part: what is not trained; all of it beside adapters.
+    trained: by part: leaves, or a tree of adapters; {} adapts nothing.
+    adapters: of the parts that have them.
+  """
+  out = {}
+  for part, leaves in trained.items():
+    out[part] = trees.merge(frozen[part], {} if part in adapters else leaves)
+    if part in adapters and leaves:
+      out[part] = adapters[part].apply(out[part], leaves)
+  return out
+
+
 def merge(params: Params, tree: Params, scale: float) -> dict[str, Any]:
   """Parameters with `scale * A B` added; each keeps its dtype.
 

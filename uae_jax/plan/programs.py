@@ -20,7 +20,7 @@ from uae_jax.errors import UserError
 from uae_jax.nn import kernels
 from uae_jax.plan import model_flops
 from uae_jax.sharding.mesh import check_batch
-from uae_jax.train import reinforce, tasks
+from uae_jax.train import reinforce, supervise, tasks
 from uae_jax.train.parts import TURNS, Loader, sampled
 from uae_jax.train.state import placed
 from uae_jax.train.step import learn, roll_out, train_step
@@ -64,24 +64,29 @@ def build(config, mesh: Mesh, name: str) -> Program:
   """One of `NAMES`.
 
   Args:
-    config: of a stage of reinforcement.
+    config: of any stage but `tower`; a supervised one has no other program
+      than its train_step.
     mesh: of real or of compile-only devices.
     name: of the program.
 
   Raises:
     UserError: another stage or name, or something that cannot be built.
   """
-  if config.stage not in TURNS:
-    raise UserError(f'stage={config.stage!r} is none of {[*TURNS]}: no plan')
-  if name not in NAMES:
-    raise UserError(f'program {name!r} is none of {NAMES}')
+  stages = [*TURNS, 'pretrain']
+  if config.stage not in stages:
+    raise UserError(f'stage={config.stage!r} is none of {stages}: no plan')
+  known = NAMES if config.stage in TURNS else NAMES[:1]
+  if name not in known:
+    raise UserError(f'program {name!r} is none of {known}')
   check_batch(config.train.images, mesh)
   parts = tasks.load(config, Loader(config, mesh, zoo.structs))
+  if config.stage == 'pretrain':
+    return _supervised(config, parts, mesh)
   turns, optimizer, state = reinforce.build(config, parts, mesh)
   umm, options = turns[-1]  # of stage 'alternate' the decoder's
   rows = NamedSharding(mesh, P('data'))
   batch = example(parts, config, rows)
-  key = jax.eval_shape(lambda: jax.random.key(0))
+  key = _key()
   kw = dict(umm=umm, options=options)
   roll = functools.partial(roll_out, **kw)
   homes = jax.tree.map(lambda x: x.sharding, state)
@@ -112,6 +117,20 @@ def build(config, mesh: Mesh, name: str) -> Program:
   return program(draw, state, rolled_out().captions, key)
 
 
+def _supervised(config, parts, mesh) -> Program:
+  """The train_step of stage 'pretrain'."""
+  _, step, state = supervise.build(config, parts, mesh)
+  homes = jax.tree.map(lambda x: x.sharding, state)
+  rows = NamedSharding(mesh, P('data'))
+  args = state, example(parts, config, rows), _key()
+  options = dict(donate_argnums=0, out_shardings=(homes, None))
+  return Program(step, args, mesh, options, config.model.attention)
+
+
+def _key() -> jax.ShapeDtypeStruct:
+  return jax.eval_shape(lambda: jax.random.key(0))
+
+
 def unrestricted(config) -> Any:
   """The same step with nothing computed twice: what the model needs."""
   config = config.copy_and_resolve_references()
@@ -126,6 +145,10 @@ def example(parts, config, rows: NamedSharding) -> Batch:
   side = config.data.side
   blank = np.zeros((side, side, 3), np.uint8)
   arrays = {**parts.read(blank), 'image': np.zeros(blank.shape, np.float32)}
+  if config.stage == 'pretrain':
+    caption = np.zeros(config.rollout.length, np.int32)
+    for kind in ('full', 'caption'):
+      arrays |= {f'{kind}_ids': caption, f'{kind}_mask': caption > 0}
   n = sampled(config)
 
   def shape(x):

@@ -17,6 +17,7 @@ from uae_jax.data.scenes import grammar
 from uae_jax.data.sources.bad import BadItems
 from uae_jax.errors import UserError
 from uae_jax.infer.options import FILE
+from uae_jax.nn.lora import LoRA
 from uae_jax.rewards.features import Tower
 from uae_jax.sharding import hosts
 from uae_jax.sharding.mesh import rows_here
@@ -32,6 +33,8 @@ TURNS = {
   'alternate': (('policy',), ('decoder',)),
   'joint': (('policy', 'decoder'),),
 }
+
+EXPORTS = ('merged', 'adapter')  # of what adapters have learnt
 
 MATRICES = r'.*(kernel|embedding|words)'  # the parameters that are large
 
@@ -83,10 +86,14 @@ class Parts:
   read: Callable[[Any], Mapping[str, np.ndarray]]
   bad: BadItems = dataclasses.field(default_factory=BadItems)
 
-  @property
-  def policy(self) -> zoo.Model:
-    """The model of the folder that the policy is in."""
-    return self.pieces[POLICY].model
+  def model(self, part: str) -> zoo.Model:
+    """The model of the folder that a part is in."""
+    [piece] = [p for p in self.pieces.values() if part in p.parts]
+    return piece.model
+
+  def rows(self, part: str) -> Sequence[Any]:
+    """Checkpoint rows of one part, whose kernels adapters may change."""
+    return self.policy_rows if part == 'policy' else self.model(part).table
 
   def decode(self, ids: np.ndarray) -> str:
     """Caption ids -> text."""
@@ -117,8 +124,9 @@ class Parts:
   def example(self, config, source, training: bool) -> pipeline.MakeExample:
     """Scene or photograph -> numpy example; captions where they are read."""
     drawn = isinstance(source, pipeline.SceneSource)
-    partial = config.stage == 'pretrain' and training
-    wanted = partial or drawn and not training
+    supervised = config.stage == 'pretrain'
+    partial = supervised and training
+    wanted = supervised or drawn and not training
     return pipeline.MakeExample(
       self.read,
       image_side=config.data.side,
@@ -149,7 +157,7 @@ class Parts:
     """The same held-out batches at every call, in order, on every host."""
     source = pipeline.make_source(
       config.data.heldout, side=config.data.side, cache=config.data.cache,
-      bad=self.bad,
+      bad=self.bad, captions=config.stage == 'pretrain',
     )  # fmt: skip
     return lambda: pipeline.take(
       source,
@@ -157,6 +165,34 @@ class Parts:
       n=config.eval.images,
       batch=config.eval.batch,
     )
+
+
+def adapted_parts(config) -> dict[str, Any]:
+  """Sections of the config that ask for adapters, by the part they change.
+
+  Raises:
+    UserError: `export` is none that there is.
+  """
+  if config.stage == 'pretrain':
+    asked = dict(decoder=config.pretrain.lora)
+  else:
+    trained = {part for turn in TURNS.get(config.stage, ()) for part in turn}
+    asked = dict(policy=config.lora) if 'policy' in trained else {}
+    if 'decoder' in trained:
+      asked['decoder'] = config.flow.lora
+  asked = {part: one for part, one in asked.items() if one.rank}
+  for one in asked.values():
+    if one.export not in EXPORTS:
+      raise UserError(f'lora.export={one.export!r} is none of {EXPORTS}')
+  return asked
+
+
+def adapters(config) -> dict[str, LoRA]:
+  """What a stage trains in the stead of parts; see `adapted_parts`."""
+  return {
+    part: LoRA(one.rank, one.alpha, one.targets)
+    for part, one in adapted_parts(config).items()
+  }
 
 
 def sampled(config) -> int:
@@ -224,7 +260,8 @@ class Loader:
     if config.stage == 'pretrain':
       patterns = config.pretrain.trainable
     trained = {part for turn in TURNS.get(config.stage, ()) for part in turn}
-    if 'policy' in trained and not config.lora.rank:
+    trained -= set(adapters(config))
+    if 'policy' in trained:
       patterns += [f'policy/({p})' for p in config.train.trainable]
     if 'decoder' in trained:
       patterns += [f'decoder/({p})' for p in config.flow.trainable]

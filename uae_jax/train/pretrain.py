@@ -5,14 +5,17 @@ Each is `loss(params, frozen, batch, rng) -> (loss, metrics)`, the form that
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from uae_jax import trees
 from uae_jax.models.vq import unit
+from uae_jax.nn import lora
+from uae_jax.nn.lora import LoRA
 from uae_jax.rollout import flow
 from uae_jax.types import Batch, Captions
 from uae_jax.umm.umm1 import UMM1
@@ -35,35 +38,91 @@ def given(ids, mask) -> Captions:
   return Captions(ids[:, None], mask[:, None], jnp.zeros(ids[:, None].shape))
 
 
+LEVELS = 8  # times of a held-out loss
+
+
 @dataclasses.dataclass(frozen=True)
 class Times:
-  """Where flow matching is learned: t is logit-normal, or 1.
+  """Where flow matching is learned, and what each time weighs.
 
   Attributes:
-    mean: of logit(t).
+    mean: of logit(t), which is normal.
     std: its standard deviation.
     noise_rows: share of rows at time 1, where a drawing's first step is.
+    min_snr: gamma of Min-SNR (https://arxiv.org/abs/2303.09556), 0 for the
+      same weight everywhere. An error of x_0 weighs min(SNR, gamma), with
+      SNR = ((1 - t) / t)^2; one of v is 1 / t of it.
+
+  Raises:
+    ValueError: rows at time 1 would weigh nothing.
   """
 
   mean: float
   std: float
   noise_rows: float
+  min_snr: float = 0.0
+
+  def __post_init__(self):
+    if self.min_snr < 0 or self.min_snr and self.noise_rows:
+      raise ValueError(
+        f'pretrain.min_snr={self.min_snr} must not be negative, and needs '
+        'pretrain.noise_rows=0: at time 1 nothing has any weight'
+      )
+
+  def sample(self, rng: Any, n: int):
+    """n times, fp32 [n]."""
+    t = flow.sample_t(rng, n, mean=self.mean, std=self.std)
+    return t.at[: round(self.noise_rows * n)].set(1.0)
+
+  def weights(self, t: Any):
+    """Of the squared error of v at times [n]."""
+    if not self.min_snr:
+      return jnp.ones_like(t)
+    return jnp.minimum((1 - t) ** 2, self.min_snr * t**2)
 
 
-def flow_loss(painter: Any, params: Any, images: Any, cond: Any, rng, t: Times):
-  """Mean squared error of the velocity towards `images` [N R Q 3]."""
+def flow_errors(painter: Any, params: Any, images: Any, cond: Any, rng, t: Any):
+  """Squared errors [N] of the velocity towards images [N R Q 3] at t [N]."""
   x0 = painter.encode(params, images)
+  noise = jax.random.normal(rng, x0.shape)
+  v = painter.velocity(params, flow.noised(x0, noise, t), t * flow.TIMES, cond)
+  error = (v - flow.velocity_target(x0, noise)) ** 2
+  return jnp.mean(error, tuple(range(1, error.ndim)))
+
+
+def flow_loss(
+  painter: Any, params: Any, images: Any, cond: Any, rng, times: Times
+):
+  """Weighted squared error of the velocity, a mean over images [N R Q 3]."""
   time_rng, noise_rng = jax.random.split(rng)
-  level = flow.sample_t(time_rng, x0.shape[0], mean=t.mean, std=t.std)
-  level = level.at[: round(t.noise_rows * len(level))].set(1.0)
-  noise = jax.random.normal(noise_rng, x0.shape)
-  x = flow.noised(x0, noise, level)
-  v = painter.velocity(params, x, level * flow.TIMES, cond)
-  return jnp.mean((v - flow.velocity_target(x0, noise)) ** 2)
+  t = times.sample(time_rng, len(images))
+  errors = flow_errors(painter, params, images, cond, noise_rng, t)
+  return jnp.mean(times.weights(t) * errors)
+
+
+def heldout_flow(painter: Any, params: Any, images: Any, cond: Any, rng):
+  """{'flow_loss': [N]}: unweighted, a mean over `LEVELS` times."""
+  levels = (np.arange(LEVELS) + 0.5) / LEVELS
+  errors = [
+    flow_errors(
+      painter, params, images, cond, jax.random.fold_in(rng, i),
+      jnp.full(len(images), t, jnp.float32),
+    )
+    for i, t in enumerate(levels)
+  ]  # fmt: skip
+  return {'flow_loss': jnp.mean(jnp.stack(errors), 0)}
+
+
+class Whole:
+  """What supervised losses have in common: `adapters`."""
+
+  def whole(self, frozen: Any, params: Any) -> dict[str, Any]:
+    """All parts, with what is trained."""
+    return {**frozen, **lora.whole(frozen, params, self.adapters)}
 
 
 @dataclasses.dataclass(frozen=True)
-class Pretrain:
+class Pretrain(Whole):
   """Captioning and drawing together, before any reinforcement.
 
   The captioner learns from the batch's partial, noisy captions; connector
@@ -76,15 +135,17 @@ class Pretrain:
     caption_weight: weight of the captioner's cross-entropy; 0 leaves it out.
     flow_weight: weight of flow matching; 0 leaves it out.
     t: of flow matching.
+    adapters: that are trained in the stead of parts, by part.
   """
 
   umm: UMM1
   caption_weight: float
   flow_weight: float
   t: Times
+  adapters: Mapping[str, LoRA] = dataclasses.field(default_factory=dict)
 
   def __call__(self, params, frozen, batch: Batch, rng):
-    params = trees.merge(frozen, params)
+    params = self.whole(frozen, params)
     loss, metrics, described = 0.0, {}, batch
     if self.flow_weight:
       described = jax.tree.map(lambda x: x[: (len(x) + 1) // 2], batch)
@@ -99,10 +160,18 @@ class Pretrain:
 
   def flow_loss(self, params: Any, batch: Batch, rng):
     """Mean squared error of the velocity on full captions."""
+    cond = self._cond(params, batch)
+    return flow_loss(self.umm.painter, params, batch.image, cond, rng, self.t)
+
+  def heldout(self, params: Any, batch: Batch, rng) -> dict[str, Any]:
+    """See `heldout_flow`; of images with full captions."""
+    cond = self._cond(params, batch)
+    return heldout_flow(self.umm.painter, params, batch.image, cond, rng)
+
+  def _cond(self, params, batch):
     captions = given(batch.full_ids, batch.full_mask)
     cond = self.umm.condition(params['policy'], params['connector'], captions)
-    cond = jax.tree.map(lambda x: x[:, 0], cond)
-    return flow_loss(self.umm.painter, params, batch.image, cond, rng, self.t)
+    return jax.tree.map(lambda x: x[:, 0], cond)
 
 
 SHARP = 0.05  # temperature of the soft assignment to codes
@@ -110,7 +179,7 @@ FLAT = 0.02  # contrast of a cell of [-1, 1] pixels that shows nothing
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenPretrain:
+class TokenPretrain(Whole):
   """Image tokenizer, captioner and drawing by codes, each where weighted.
 
   The tokenizer learns as VQ-GAN's (https://arxiv.org/abs/2012.09841, eq. 4)
@@ -130,6 +199,7 @@ class TokenPretrain:
     full_rows: share of rows drawn after full captions; the rest are partial.
     drop_rows: share of rows drawn after the unconditional prompt.
     t: of flow matching.
+    adapters: that are trained in the stead of parts, by part.
   """
 
   umm: UMM2
@@ -140,9 +210,10 @@ class TokenPretrain:
   full_rows: float
   drop_rows: float
   t: Times
+  adapters: Mapping[str, LoRA] = dataclasses.field(default_factory=dict)
 
   def __call__(self, params, frozen, batch: Batch, rng):
-    params = trees.merge(frozen, params)
+    params = self.whole(frozen, params)
     loss, metrics = 0.0, {}
     if self.pixel_weight:
       pixels, found = self.pixel_loss(params['vq'], batch)
@@ -164,6 +235,11 @@ class TokenPretrain:
       loss = loss + self.caption_weight * words
       metrics |= {'caption/loss': words, 'caption/accuracy': accuracy}
     return loss, metrics
+
+  def heldout(self, params: Any, batch: Batch, rng) -> dict[str, Any]:
+    """See `heldout_flow`; of the detokenizer."""
+    cond = self.umm.condition(params, self.umm.encode(params, batch.image))
+    return heldout_flow(self.umm.painter, params, batch.image, cond, rng)
 
   def code_loss(self, params: Any, batch: Batch, rng):
     """Cross-entropy per code, and its accuracy."""

@@ -16,6 +16,7 @@ from uae_jax.rollout.walk import Walk
 from uae_jax.sharding import offload
 from uae_jax.sharding.fsdp import spreader
 from uae_jax.train import optim
+from uae_jax.train import parts as parts_lib
 from uae_jax.train.parts import TURNS, Parts
 from uae_jax.train.state import (
   create,
@@ -78,8 +79,6 @@ def _walking(config, umm, trained) -> Any:
   """The architecture with drawings that train the decoder, where they do."""
   if 'decoder' not in trained:
     return umm
-  if not isinstance(umm, UMM1):
-    raise UserError(f'stage={config.stage!r} needs a decoder of flow: a UMM-1')
   walk = Walk(config.flow.noise, config.flow.window)
   walk.check(umm.painter.schedule)
   return dataclasses.replace(
@@ -123,15 +122,16 @@ def _trained(config, parts) -> tuple[dict[str, Any], dict[str, Any]]:
   """(what is trained, by part; what is frozen, references too)."""
   trained = {part for turn in TURNS[config.stage] for part in turn}
   params, frozen = {}, dict(parts.params)
-  if 'policy' in trained and config.lora.rank:  # adapters off is the reference
-    params['policy'] = _adapters(config, parts)
-  elif 'policy' in trained:
+  for part, lora in parts_lib.adapters(config).items():
+    params[part] = adapted(config, parts, part, lora)
+  # Adapters off is the reference.
+  if 'policy' in trained and 'policy' not in params:
     params['policy'], frozen['policy'] = split_part(
       parts.params['policy'], 'train.trainable', config.train.trainable
     )
     if _needs_reference(config):
       frozen['reference'] = _reference(config, params['policy'])
-  if 'decoder' in trained:
+  if 'decoder' in trained and 'decoder' not in params:
     params['decoder'], frozen['decoder'] = split_part(
       parts.params['decoder'], 'flow.trainable', config.flow.trainable
     )
@@ -140,16 +140,16 @@ def _trained(config, parts) -> tuple[dict[str, Any], dict[str, Any]]:
   return params, frozen
 
 
-def _adapters(config, parts) -> Any:
-  """New adapters of the policy, or their shapes."""
-  policy, lora = parts.params['policy'], _lora(config)
+def adapted(config, parts: Parts, part: str, lora: LoRA) -> Any:
+  """New adapters of a part, or their shapes."""
+  base = parts.params[part]
   init = lambda: lora.init(
-    jax.random.key(config.train.seed), policy, parts.policy_rows
+    jax.random.key(config.train.seed), base, parts.rows(part)
   )
-  home = jax.tree.map(lambda x: x.sharding, policy)
+  home = jax.tree.map(lambda x: x.sharding, base)
   tree = jax.eval_shape(init)
-  homes = lora_lib.shardings(tree, policy, home)
-  if is_abstract(policy):
+  homes = lora_lib.shardings(tree, base, home)
+  if is_abstract(base):
     return jax.tree.map(placed, tree, homes)
   return jax.device_put(init(), homes)
 
@@ -236,18 +236,8 @@ def step_options(config, trained: Sequence[str]) -> StepOptions:
     entropy=g.entropy,
     ema=config.optim.ema,
     loss=loss,
-    lora=_lora(config),
+    lora=parts_lib.adapters(config),
     rollout_size=config.memory.rollout_images,
     update_size=config.memory.update_images,
     **halves,
   )
-
-
-def _lora(config) -> LoRA | None:
-  """The adapters that config.lora asks for."""
-  if not config.lora.rank:
-    return None
-  known = ('merged', 'adapter')
-  if config.lora.export not in known:
-    raise UserError(f'lora.export={config.lora.export!r} is none of {known}')
-  return LoRA(config.lora.rank, config.lora.alpha, config.lora.targets)

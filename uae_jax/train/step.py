@@ -6,7 +6,7 @@ the host inside it.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.struct
@@ -16,6 +16,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Key
 
 from uae_jax import trees
+from uae_jax.nn import lora as lora_lib
 from uae_jax.nn.lora import LoRA
 from uae_jax.rewards.reconstruction import finite_groups, mean_of_valid
 from uae_jax.rl import advantage, grpo
@@ -48,7 +49,7 @@ class StepOptions:
     kl_target: the KL per token that its weight is steered to; 0: it is fixed.
     entropy: weight of the entropy of what is sampled, in its objective.
     ema: decay of the average of the parameters; 0 keeps none.
-    lora: adapters that are trained in the policy's stead.
+    lora: adapters that are trained in the stead of a part, by part.
     rollout_size: images of a data shard in one rollout; 0 is all. A step
       works through them in pieces, and the loss is that of all together.
     update_size: the same of scoring and of the gradient.
@@ -75,7 +76,7 @@ class StepOptions:
   kl_target: float = 0.0
   entropy: float = 0.0
   ema: float = 0.0
-  lora: LoRA | None = None
+  lora: Mapping[str, LoRA] = dataclasses.field(default_factory=dict)
   rollout_size: int = 0
   update_size: int = 0
   gathered: Callable[[Any], Any] = lambda policy: policy
@@ -94,18 +95,8 @@ class StepOptions:
 
     The policy is always among them.
     """
-    params = {**state.params, **(params or {})}
-    whole = {
-      part: trees.merge(state.frozen[part], leaves)
-      for part, leaves in {'policy': {}, **params}.items()
-      if part != 'policy' or self.lora is None
-    }
-    if self.lora is not None:
-      whole['policy'] = state.frozen['policy']
-      if 'policy' in params:
-        adapted = self.lora.apply(whole['policy'], params['policy'])
-        whole['policy'] = adapted
-    return whole
+    params = {'policy': {}, **state.params, **(params or {})}
+    return lora_lib.whole(state.frozen, params, self.lora)
 
   def policy(self, state: TrainState, params: Any = None) -> Any:
     """The whole policy; see `parts`."""
@@ -305,7 +296,9 @@ def _half(name: str, rollout: Rollout) -> Half:
 def _reference(name: str, frozen, parts) -> dict[str, Any]:
   """The parts as they were before training, as far as a half reads them."""
   if name == 'decoder':
-    start = trees.merge(parts['decoder'], frozen['reference_decoder'])
+    start = frozen['decoder']  # without its adapters, where it has some
+    if 'reference_decoder' in frozen:
+      start = trees.merge(parts['decoder'], frozen['reference_decoder'])
     return {**parts, 'decoder': start}
   return {**parts, 'policy': reference(frozen, parts['policy'])}
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from uae_jax import trees
 from uae_jax.ckpt import peft
 from uae_jax.data.sources.bad import BadItems
 from uae_jax.errors import UserError
@@ -25,13 +24,13 @@ from uae_jax.train import (
   assemble_umm2,
   contrastive,
   optim,
-  pretrain,
   reinforce,
+  supervise,
   towers,
 )
 from uae_jax.train import parts as parts_lib
 from uae_jax.train.parts import Loader, Parts
-from uae_jax.train.state import create, split_part
+from uae_jax.train.state import create
 from uae_jax.train.step import train_step
 from uae_jax.train.update import supervised_step
 from uae_jax.types import TrainState
@@ -70,6 +69,9 @@ def build(config, mesh) -> Task:
   """
   check_batch(config.train.images, mesh)
   optim.check(config)
+  turns = parts_lib.TURNS.get(config.stage, ())
+  if any('decoder' in turn for turn in turns) and config.model.umm != 'umm1':
+    raise UserError(f'stage={config.stage!r} needs a decoder of flow: a UMM-1')
   builders = dict.fromkeys(parts_lib.TURNS, _reinforce)
   builders |= dict(pretrain=_pretrain, tower=_tower)
   if config.stage not in builders:
@@ -100,15 +102,11 @@ def _reinforce(config, mesh) -> Task:
 
   def export(state, folder):
     state = state.shown()
-    if options.lora is not None and config.lora.export == 'adapter':
-      return peft.save(
-        folder / 'adapter', state.params['policy'], parts.policy_rows,
-        alpha=options.lora.alpha, base=config.ckpt.policy,
-        model_type=parts.policy.hub_config['model_type'],
-      )  # fmt: skip
-    whole = {**state.frozen, **options.parts(state)}
-    parts.export(folder, whole, changed=state.params)
-    parts.write_options(folder)
+    changed = _save_adapters(config, parts, state.params, folder)
+    if changed:
+      whole = {**state.frozen, **options.parts(state)}
+      parts.export(folder, whole, changed=changed)
+      parts.write_options(folder)
 
   return Task(
     state=state,
@@ -130,62 +128,48 @@ def _reinforce(config, mesh) -> Task:
   )  # fmt: skip
 
 
+def _save_adapters(config, parts: Parts, params, folder: Path) -> list[str]:
+  """Writes what is exported as adapters; returns the other trained parts."""
+  bases = dict(
+    policy=config.ckpt.policy, decoder=f'{config.ckpt.decoder}/transformer'
+  )
+  homes = dict(policy='adapter', decoder='decoder/adapter')
+  asked, rest = parts_lib.adapted_parts(config), []
+  for part, tree in params.items():
+    if part not in asked or asked[part].export != 'adapter':
+      rest.append(part)
+      continue
+    kind = parts.model(part).hub_config.get('model_type', '')
+    peft.save(
+      folder / homes[part], tree, parts.rows(part), alpha=asked[part].alpha,
+      base=bases[part], model_type=kind,
+    )  # fmt: skip
+  return rest
+
+
 def _pretrain(config, mesh) -> Task:
   parts = load(config, Loader(config, mesh))
-  p = config.pretrain
-  if p.fresh:  # these leaves start from scratch
-    drawn = weights(parts.policy, '', mesh, seed=config.train.seed)
-    drawn, _ = split_part(drawn, 'pretrain.fresh', p.fresh)
-    parts.params['policy'] = trees.merge(parts.params['policy'], drawn)
-  params, rest = trees.split(parts.params, p.trainable)
-  frozen = {**dict.fromkeys(parts.params, {}), **rest}
-  known = {part for piece in parts.pieces.values() for part in piece.parts}
-  if not params or not set(params) <= known:
-    raise UserError(
-      f'pretrain.trainable={list(p.trainable)} must match parameters of '
-      f'{sorted(known)} and of nothing else'
-    )
-  optimizer = optim.make(config)
+  loss, step, state = supervise.build(config, parts, mesh)
 
   def whole(state):
-    params = state.shown().params
-    return {**state.frozen, **trees.merge(state.frozen, params)}
+    return loss.whole(state.frozen, state.shown().params)
+
+  def export(state, folder):
+    changed = _save_adapters(config, parts, state.shown().params, folder)
+    parts.export(folder, whole(state), changed=changed, dtype=jnp.bfloat16)
 
   return Task(
-    state=create(
-      params, frozen, optimizer, mesh, averages=bool(config.optim.ema)
-    ),
-    steps=[
-      functools.partial(
-        supervised_step, loss_fn=_pretrain_loss(config, parts.umm),
-        optimizer=optimizer, ema=config.optim.ema,
-      )
-    ],
+    state=state,
+    steps=[step],
     data=parts.train_data(config, mesh),
     evaluate=scenes_bench.Evaluator(
       parts.umm, parts.heldout_data(config), parts.decode, mesh,
       lambda state: whole(state)['policy'], whole,
-      config.eval.gallery,
+      config.eval.gallery, loss.heldout if loss.flow_weight else None,
     ),
-    export=lambda state, folder: parts.export(
-      folder, whole(state), changed=state.params, dtype=jnp.bfloat16
-    ),
+    export=export,
     headline=('optim/loss', 'caption/accuracy', 'optim/grad_norm'),
     bad=parts.bad,
-  )  # fmt: skip
-
-
-def _pretrain_loss(config, umm):
-  """The supervised loss of the architecture."""
-  p = config.pretrain
-  t = pretrain.Times(p.t_mean, p.t_std, p.noise_rows)
-  if config.model.umm == 'umm1':
-    return pretrain.Pretrain(umm, p.caption_weight, p.flow_weight, t)
-  if p.flow_weight and umm.painter is None:
-    raise UserError('pretrain.flow_weight: there is no detokenizer to train')
-  return pretrain.TokenPretrain(
-    umm, p.caption_weight, p.code_weight, p.pixel_weight, p.flow_weight,
-    p.full_rows, p.drop_rows, t,
   )  # fmt: skip
 
 
