@@ -3,7 +3,7 @@
 `--config=configs/ablations.py:QUESTION-RUN`, such as `:bottleneck-hidden`; all
 runs of a question, and their comparison, by `python -m uae_jax.tools.sweep
 --config=configs/ablations.py --question=bottleneck`. Every run is the default
-of `configs/umm1.py` (`:glyphs` for that question) but for the keys below.
+of `configs/umm1.py`, or what `BASES` names, but for the keys below.
 """
 
 import importlib.util
@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 TOWERS = 'bundled:umm1/reward,bundled:umm1/judge_views'
 ENSEMBLE = {'ckpt.reward': TOWERS, 'ckpt.judges': 'bundled:umm1/judge_clip'}
+BASES = {'glyphs': ('umm1', 'glyphs'), 'captions': ('pretrain', 'longcap')}
 SEVERAL = {'rollout.draw_steps': 4}  # the decoder's stages draw in as many
 
 QUESTIONS = {
@@ -49,6 +50,8 @@ QUESTIONS = {
     'free': {},
     'costly': {'rewards.length_weight': 0.01, 'rewards.length_target': 12},
   },
+  # What does a decoder learn from captions that leave things out?
+  'captions': {'long': {}, 'short': {'pretrain.captions': 'partial'}},
   # A symbolic term beside the reconstruction's.
   'symbolic': {
     'none': {},
@@ -101,10 +104,11 @@ def get_config(arg: str = '') -> ConfigDict:
   if question not in QUESTIONS or run not in QUESTIONS[question]:
     known = [f'{q}-{r}' for q, runs in QUESTIONS.items() for r in runs]
     raise ValueError(f'configs/ablations.py:{arg} is none of {known}')
-  path = Path(__file__).with_name('umm1.py')
-  spec = importlib.util.spec_from_file_location('umm1', path)
+  name, arg = BASES.get(question, ('umm1', ''))
+  path = Path(__file__).with_name(f'{name}.py')
+  spec = importlib.util.spec_from_file_location(name, path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  c = module.get_config('glyphs' if question == 'glyphs' else '')
+  c = module.get_config(arg)
   c.update_from_flattened_dict(QUESTIONS[question][run])
   return c

@@ -43,9 +43,9 @@ def get_config(arg: str = 'align') -> ConfigDict:
   c.optim.b2 = 0.99
   c.optim.weight_decay = 0.01
   c.rollout.environment = 'policy'  # the language model is what it is
-  c.data.source = 'webdataset:data/captioned' if model else 'scenes:train'
+  c.data.source = 'images:data/captioned' if model else 'scenes:train'
   if model:
-    c.data.heldout = 'webdataset:data/captioned-heldout'
+    c.data.heldout = 'images:data/captioned-heldout'
     c.rollout.length = 512 if long else 256  # 250 words and more
 
   c.pretrain = ConfigDict()
@@ -55,6 +55,7 @@ def get_config(arg: str = 'align') -> ConfigDict:
     c.pretrain.fresh = ('connector/.*',)
   c.pretrain.caption_weight = 0.0  # of captions of images, for the captioner
   c.pretrain.flow_weight = 1.0  # of flow matching
+  c.pretrain.captions = 'full'  # full | partial: what flow matching reads
   c.pretrain.t_mean = 0.0  # of the logit of the flow time, which is normal
   c.pretrain.t_std = 1.0 if model else 1.2
   c.pretrain.noise_rows = 0.0  # share of rows at time 1

@@ -3,11 +3,13 @@
 import importlib.util
 
 import jax
+import numpy as np
 import pytest
 
-from tests.train.loop_test import ROOT, config
+from tests.train.loop_test import ROOT, config, rows
 from uae_jax.plan import programs
 from uae_jax.sharding.mesh import make_mesh
+from uae_jax.train import loop
 
 SPEC = importlib.util.spec_from_file_location(
   'ablations', ROOT / 'configs' / 'ablations.py'
@@ -38,7 +40,19 @@ def test_a_run_takes_a_step(run):
   with jax.set_mesh(mesh):
     state, metrics = jax.eval_shape(step.fn, *step.args)
   assert jax.tree.structure(state) == jax.tree.structure(step.args[0])
-  assert metrics['reward/mean'].shape == ()
+  told = 'flow/loss' if question == 'captions' else 'reward/mean'
+  assert metrics[told].shape == ()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('run', RUNS)
+def test_a_run_starts_and_takes_two_steps(run, tmp_path):
+  c = config('ablations', run, **{'train.steps': 2, 'eval.every': 2})
+  assert loop.run(c, tmp_path / 'run') == 0
+  steps = [r for r in rows(tmp_path / 'run') if 'optim/loss' in r]
+  assert [r['step'] for r in steps] == [1, 2]
+  assert all(np.isfinite(r['optim/loss']) for r in steps)
+  assert (tmp_path / 'run' / 'report.html').exists()
 
 
 def test_every_question_has_something_to_compare():

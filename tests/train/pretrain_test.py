@@ -178,6 +178,7 @@ def test_photographs_with_captions(tmp_path):
     ({'pretrain.lora.export': 'both'}, 'lora.export'),
     ({'pretrain.fresh': ('nothing',)}, 'pretrain.fresh'),
     ({'pretrain.min_snr': -1.0}, 'min_snr'),
+    ({'pretrain.captions': 'short'}, 'pretrain.captions'),
   ],
 )
 def test_mistakes_are_one_line(change, says, tmp_path):

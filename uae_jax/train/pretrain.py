@@ -135,6 +135,7 @@ class Pretrain(Whole):
     caption_weight: weight of the captioner's cross-entropy; 0 leaves it out.
     flow_weight: weight of flow matching; 0 leaves it out.
     t: of flow matching.
+    partial: it is learnt from partial captions.
     adapters: that are trained in the stead of parts, by part.
   """
 
@@ -142,6 +143,7 @@ class Pretrain(Whole):
   caption_weight: float
   flow_weight: float
   t: Times
+  partial: bool = False
   adapters: Mapping[str, LoRA] = dataclasses.field(default_factory=dict)
 
   def __call__(self, params, frozen, batch: Batch, rng):
@@ -159,17 +161,19 @@ class Pretrain(Whole):
     return loss, metrics
 
   def flow_loss(self, params: Any, batch: Batch, rng):
-    """Mean squared error of the velocity on full captions."""
-    cond = self._cond(params, batch)
+    """Weighted squared error of the velocity on the captions to learn."""
+    words = batch.full_ids, batch.full_mask
+    if self.partial:
+      words = batch.caption_ids, batch.caption_mask
+    cond = self._cond(params, given(*words))
     return flow_loss(self.umm.painter, params, batch.image, cond, rng, self.t)
 
   def heldout(self, params: Any, batch: Batch, rng) -> dict[str, Any]:
     """See `heldout_flow`; of images with full captions."""
-    cond = self._cond(params, batch)
+    cond = self._cond(params, given(batch.full_ids, batch.full_mask))
     return heldout_flow(self.umm.painter, params, batch.image, cond, rng)
 
-  def _cond(self, params, batch):
-    captions = given(batch.full_ids, batch.full_mask)
+  def _cond(self, params, captions):
     cond = self.umm.condition(params['policy'], params['connector'], captions)
     return jax.tree.map(lambda x: x[:, 0], cond)
 

@@ -71,9 +71,13 @@ def _draw_anew(config, parts: Parts, mesh) -> None:
 def _loss(config, umm: Any, adapters: Mapping[str, LoRA]) -> Loss:
   """The loss of the architecture."""
   p = config.pretrain
+  if config.model.umm == 'umm1' and p.captions not in ('full', 'partial'):
+    raise UserError(f'pretrain.captions={p.captions!r} is not full or partial')
   t = pretrain.Times(p.t_mean, p.t_std, p.noise_rows, p.min_snr)
   if config.model.umm == 'umm1':
-    return pretrain.Pretrain(umm, p.caption_weight, p.flow_weight, t, adapters)
+    return pretrain.Pretrain(
+      umm, p.caption_weight, p.flow_weight, t, p.captions == 'partial', adapters
+    )
   if p.flow_weight and umm.painter is None:
     raise UserError('pretrain.flow_weight: there is no detokenizer to train')
   return pretrain.TokenPretrain(
