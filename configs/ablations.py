@@ -13,7 +13,12 @@ from ml_collections import ConfigDict
 
 TOWERS = 'bundled:umm1/reward,bundled:umm1/judge_views'
 ENSEMBLE = {'ckpt.reward': TOWERS, 'ckpt.judges': 'bundled:umm1/judge_clip'}
-BASES = {'glyphs': ('umm1', 'glyphs'), 'captions': ('pretrain', 'longcap')}
+# Of a question, or of one run of it: config file and its argument.
+BASES = {
+  'glyphs': ('umm1', 'glyphs'),
+  'captions': ('pretrain', 'longcap'),
+  'alignment-supervised': ('pretrain', 'align'),
+}
 SEVERAL = {'rollout.draw_steps': 4}  # the decoder's stages draw in as many
 
 QUESTIONS = {
@@ -52,6 +57,18 @@ QUESTIONS = {
   },
   # What does a decoder learn from captions that leave things out?
   'captions': {'long': {}, 'short': {'pretrain.captions': 'partial'}},
+  # Would reconstruction do as a supervised loss, without any reinforcement?
+  'alignment': {
+    'grpo': {},
+    'supervised': {
+      'rollout.bottleneck': 'hidden',
+      'pretrain.captions': 'partial',
+      'pretrain.caption_weight': 0.3,
+      'pretrain.trainable': ('policy/lm/.*', 'connector/.*'),
+      'pretrain.fresh': (),
+      'train.steps': 500,
+    },
+  },
   # A symbolic term beside the reconstruction's.
   'symbolic': {
     'none': {},
@@ -104,11 +121,11 @@ def get_config(arg: str = '') -> ConfigDict:
   if question not in QUESTIONS or run not in QUESTIONS[question]:
     known = [f'{q}-{r}' for q, runs in QUESTIONS.items() for r in runs]
     raise ValueError(f'configs/ablations.py:{arg} is none of {known}')
-  name, arg = BASES.get(question, ('umm1', ''))
+  name, variant = BASES.get(arg, BASES.get(question, ('umm1', '')))
   path = Path(__file__).with_name(f'{name}.py')
   spec = importlib.util.spec_from_file_location(name, path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  c = module.get_config(arg)
+  c = module.get_config(variant)
   c.update_from_flattened_dict(QUESTIONS[question][run])
   return c

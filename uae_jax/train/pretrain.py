@@ -130,6 +130,10 @@ class Pretrain(Whole):
   (x_t = (1 - t) x_0 + t eps, target eps - x_0, logit-normal t). Beside flow
   matching, captioning is the easier half and sees half of the batch.
 
+  With `rollout.bottleneck=hidden` the decoder reads the captioner's states,
+  which have seen the image: reconstruction as a supervised loss, as RecA
+  (https://arxiv.org/abs/2509.07295) has it with embeddings of the tower.
+
   Attributes:
     umm: the modules.
     caption_weight: weight of the captioner's cross-entropy; 0 leaves it out.
@@ -165,16 +169,22 @@ class Pretrain(Whole):
     words = batch.full_ids, batch.full_mask
     if self.partial:
       words = batch.caption_ids, batch.caption_mask
-    cond = self._cond(params, given(*words))
+    cond = self._cond(params, batch, given(*words))
     return flow_loss(self.umm.painter, params, batch.image, cond, rng, self.t)
 
   def heldout(self, params: Any, batch: Batch, rng) -> dict[str, Any]:
     """See `heldout_flow`; of images with full captions."""
-    cond = self._cond(params, given(batch.full_ids, batch.full_mask))
+    captions = given(batch.full_ids, batch.full_mask)
+    cond = self._cond(params, batch, captions)
     return heldout_flow(self.umm.painter, params, batch.image, cond, rng)
 
-  def _cond(self, params, captions):
-    cond = self.umm.condition(params['policy'], params['connector'], captions)
+  def _cond(self, params, batch, captions):
+    prefix = None
+    if self.umm.bottleneck == 'hidden':
+      prefix = self.umm.prefill(params['policy'], batch)
+    cond = self.umm.condition(
+      params['policy'], params['connector'], captions, prefix
+    )
     return jax.tree.map(lambda x: x[:, 0], cond)
 
 
