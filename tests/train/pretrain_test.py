@@ -138,7 +138,9 @@ def test_longcap_adapts_attention_of_the_decoder(long):
 
 
 def test_an_adapter_of_the_decoder_is_what_was_merged(long):
-  model = load_painter(zoo.resolve(START), height=32, width=32)[0]['decoder']
+  model = load_painter(
+    zoo.resolve(START), height=32, width=32, steps=1, shift=None, guidance=1.0
+  )[0]['decoder']
   found = peft.load(
     long / 'adapter/export/decoder/adapter', model.table, model.shapes(),
     model.rename,

@@ -18,6 +18,8 @@ METRICS = {
   'eval/glyph_redrawn': 'Strings redrawn exactly',
   'eval/prompt_overall': 'Short prompts drawn right',
   'eval/full_exact_scene': 'Full captions drawn exactly',
+  'eval/full_unified_score': 'Full captions drawn, held-out judges',
+  'eval/flow_loss': 'Flow matching, held-out images',
   'reward/mean': 'Reward, training',
   'policy/kl': 'KL of captions to the start',
   'image/kl': 'KL of image codes to the start',

@@ -40,7 +40,10 @@ CURVES = {
     'reward/text': 'caption and image', 'reward/mine': 'rewards.mine',
     'reward/length': 'length', 'reward/repetition': 'repetition',
   },
-  'Unified-Score, held-out judges': {'eval/unified_score': 'score'},
+  'Unified-Score, held-out judges': {
+    'eval/unified_score': 'own captions',
+    'eval/full_unified_score': 'full captions',
+  },
   'What captions get right': {
     'eval/attribute_precision': 'attribute precision',
     'eval/attribute_recall': 'attribute recall',
@@ -93,7 +96,7 @@ CURVES = {
   },
   'Loss': {
     'optim/loss': 'all', 'flow/loss': 'flow', 'caption/loss': 'caption',
-    'code/loss': 'codes',
+    'code/loss': 'codes', 'eval/flow_loss': 'flow, held-out images',
   },
   'Image tokenizer': {'pixel/error': 'squared error'},
   'Accuracy': {
