@@ -81,7 +81,10 @@ def get_config(part: str = '') -> ConfigDict:
   c.pretrain.t_mean = 0.0  # of the logit of the flow time
   c.pretrain.t_std = 1.2
   c.pretrain.min_snr = 0.0  # gamma of Min-SNR; 0: all times weigh the same
-  c.pretrain.lora = ConfigDict(dict(rank=0))  # of the decoder; none here
+  c.pretrain.lora_rank = 0  # of adapters of the detokenizer; 0: none
+  c.pretrain.lora_alpha = 16.0
+  c.pretrain.lora_targets = (r'.*/(q|k|v|((image|text)_)?out)/kernel',)
+  c.pretrain.lora_export = 'merged'  # merged | adapter (a PEFT folder)
   c.pretrain.noise_rows = 0.25  # share of rows at time 1
   c.pretrain.wrong_shape = 0.08  # share of shape words, .75: they say nothing
   c.pretrain.full_rows = 0.6  # share of drawings after full captions

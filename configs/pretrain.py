@@ -1,7 +1,7 @@
 """Supervised stages before reinforcement. `--config=configs/pretrain.py:STAGE`.
 
 `align` fits a connector between a captioner and a decoder that do not know
-each other, `longcap` the decoder (adapters; `--config.pretrain.lora.rank=0`
+each other, `longcap` the decoder (adapters; `--config.pretrain.lora_rank=0`
 and `--config.pretrain.trainable='("decoder/.*",)'` for all of it) to long
 captions: stages 0 and 1 of the paper's earlier version. Both are flow matching
 on images with captions, the language model frozen.
@@ -61,9 +61,9 @@ def get_config(arg: str = 'align') -> ConfigDict:
   c.pretrain.noise_rows = 0.0  # share of rows at time 1
   c.pretrain.min_snr = 0.0  # gamma of Min-SNR; 0: all times weigh the same
   c.pretrain.wrong_shape = 0.08  # of drawn scenes' shape words, in captions
-  c.pretrain.lora = ConfigDict()  # of the decoder, beside what is trainable
-  c.pretrain.lora.rank = (32 if model else 8) if long else 0  # 0: none
-  c.pretrain.lora.alpha = 2.0 * c.pretrain.lora.rank
-  c.pretrain.lora.targets = umm1.ATTENTION
-  c.pretrain.lora.export = 'merged'  # merged | adapter (a PEFT folder)
+  # Adapters of the decoder, beside what is trainable; 0: none.
+  c.pretrain.lora_rank = (32 if model else 8) if long else 0
+  c.pretrain.lora_alpha = 2.0 * c.pretrain.lora_rank
+  c.pretrain.lora_targets = umm1.ATTENTION
+  c.pretrain.lora_export = 'merged'  # merged | adapter (a PEFT folder)
   return c

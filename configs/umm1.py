@@ -20,8 +20,7 @@ from ml_collections import ConfigDict
 # Captioner, folder of the decoder, what differs.
 REAL = {
   'qwen3b-sd35m': (
-    'Qwen/Qwen2.5-VL-3B-Instruct', 'models/qwen3b-sd35m',
-    {'memory.drawings': 8},
+    'Qwen/Qwen2.5-VL-3B-Instruct', 'models/qwen3b-sd35m', {}
   ),
   'qwen3b-sd35l': ('models/uae/policy', 'models/uae/decoder', {}),
   'uniworld': (
@@ -129,11 +128,10 @@ def get_config(variant: str = '') -> ConfigDict:
   c.flow.clip = 1e-3  # of the ratio of a step, a mean over its dimensions
   c.flow.beta = 0.0  # weight of the KL to the starting decoder; 0: none kept
   c.flow.weight = 1.0  # of the decoder's objective in stage 'joint'
-  c.flow.lora = ConfigDict()
-  c.flow.lora.rank = 0  # 0: flow.trainable is trained as it is; else adapters
-  c.flow.lora.alpha = 64.0
-  c.flow.lora.targets = ATTENTION  # instead of flow.trainable
-  c.flow.lora.export = 'merged'  # merged | adapter (a PEFT folder)
+  c.flow.lora_rank = 0  # 0: flow.trainable is trained as it is; else adapters
+  c.flow.lora_alpha = 64.0
+  c.flow.lora_targets = ATTENTION  # instead of flow.trainable
+  c.flow.lora_export = 'merged'  # merged | adapter (a PEFT folder)
   c.flow.one_caption = True  # draw one caption of an image, not one each
 
   c.data = ConfigDict()

@@ -56,7 +56,7 @@ def test_both_are_exported_and_drawn_as_evaluated(run):
 
 def test_adapters_of_the_decoder_start_from_their_reference(tmp_path):
   c = config('umm1', 'decoder', **{
-    **CHANGES, 'flow.lora.rank': 2, 'flow.lora.export': 'adapter',
+    **CHANGES, 'flow.lora_rank': 2, 'flow.lora_export': 'adapter',
     'flow.beta': 0.1, 'train.steps': 2, 'eval.every': 8, 'flow.lr': 1e-2,
   })  # fmt: skip
   assert loop.run(c, tmp_path / 'run') == 0

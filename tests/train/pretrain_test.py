@@ -124,7 +124,7 @@ def long(tmp_path_factory):
   for export in ('merged', 'adapter'):
     c = config('pretrain', 'longcap', **{
       'train.steps': 2, 'eval.every': 2, 'optim.warmup': 0,
-      'rollout.length': 24, 'pretrain.lora.export': export,
+      'rollout.length': 24, 'pretrain.lora_export': export,
     })  # fmt: skip
     assert loop.run(c, folder / export) == 0
   return folder
@@ -175,9 +175,9 @@ def test_photographs_with_captions(tmp_path):
   'change, says',
   [
     ({'pretrain.trainable': ('decoder/.*',)}, 'choose one'),
-    ({'pretrain.lora.rank': 0}, 'must match parameters'),
-    ({'pretrain.lora.targets': ('nothing',)}, 'match no kernel'),
-    ({'pretrain.lora.export': 'both'}, 'lora.export'),
+    ({'pretrain.lora_rank': 0}, 'must match parameters'),
+    ({'pretrain.lora_targets': ('nothing',)}, 'match no kernel'),
+    ({'pretrain.lora_export': 'both'}, 'pretrain.lora_export'),
     ({'pretrain.fresh': ('nothing',)}, 'pretrain.fresh'),
     ({'pretrain.min_snr': -1.0}, 'min_snr'),
     ({'pretrain.captions': 'short'}, 'pretrain.captions'),

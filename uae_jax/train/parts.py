@@ -6,7 +6,7 @@ import re
 import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -167,24 +167,43 @@ class Parts:
     )
 
 
-def adapted_parts(config) -> dict[str, Any]:
-  """Sections of the config that ask for adapters, by the part they change.
+class Adapted(NamedTuple):
+  """What the config asks of the adapters of one part."""
+
+  rank: int
+  alpha: float
+  targets: tuple[str, ...]
+  export: str
+
+
+def adapted_parts(config) -> dict[str, Adapted]:
+  """The parts of which a stage trains adapters.
 
   Raises:
-    UserError: `export` is none that there is.
+    UserError: they cannot be exported like that.
   """
+  trained = {part for turn in TURNS.get(config.stage, ()) for part in turn}
+  found = {}
+  if 'policy' in trained:
+    lora = config.lora
+    found['policy'] = Adapted(lora.rank, lora.alpha, lora.targets, lora.export)
+  if 'decoder' in trained:
+    flow = config.flow
+    found['decoder'] = Adapted(
+      flow.lora_rank, flow.lora_alpha, flow.lora_targets, flow.lora_export
+    )
   if config.stage == 'pretrain':
-    asked = dict(decoder=config.pretrain.lora)
-  else:
-    trained = {part for turn in TURNS.get(config.stage, ()) for part in turn}
-    asked = dict(policy=config.lora) if 'policy' in trained else {}
-    if 'decoder' in trained:
-      asked['decoder'] = config.flow.lora
-  asked = {part: one for part, one in asked.items() if one.rank}
-  for one in asked.values():
+    p = config.pretrain
+    found['decoder'] = Adapted(
+      p.lora_rank, p.lora_alpha, p.lora_targets, p.lora_export
+    )
+  found = {part: one for part, one in found.items() if one.rank}
+  for part, one in found.items():
     if one.export not in EXPORTS:
-      raise UserError(f'lora.export={one.export!r} is none of {EXPORTS}')
-  return asked
+      of = 'pretrain' if config.stage == 'pretrain' else 'flow'
+      key = dict(policy='lora.export', decoder=f'{of}.lora_export')[part]
+      raise UserError(f'{key}={one.export!r} is none of {EXPORTS}')
+  return found
 
 
 def adapters(config) -> dict[str, LoRA]:

@@ -33,7 +33,7 @@ def build(config, parts: Parts, mesh) -> tuple[Loss, Callable, TrainState]:
     if part in params:
       raise UserError(
         f'pretrain.trainable={list(p.trainable)} matches parameters of the '
-        f'{part}, which pretrain.lora adapts: choose one'
+        f'{part}, which pretrain.lora_rank adapts: choose one'
       )
     params[part] = reinforce.adapted(config, parts, part, lora)
   known = {part for piece in parts.pieces.values() for part in piece.parts}
