@@ -24,6 +24,9 @@ from uae_jax.train import (
   assemble_umm1,
   assemble_umm2,
   contrastive,
+  guard,
+  keeper,
+  limits,
   optim,
   pretrain,
   reinforce,
@@ -68,8 +71,11 @@ def build(config, mesh) -> Task:
   Raises:
     UserError: for anything in the config that cannot be built.
   """
+  limits.check(config)
   check_batch(config.train.images, mesh)
   optim.check(config)
+  guard.check(config)
+  keeper.check(config)
   builders = dict.fromkeys(parts_lib.TURNS, _reinforce)
   builders |= dict(pretrain=_pretrain, tower=_tower)
   if config.stage not in builders:
@@ -146,19 +152,23 @@ def _pretrain(config, mesh) -> Task:
       f'{sorted(known)} and of nothing else'
     )
   optimizer = optim.make(config)
+  watch = guard.Guard(config.guard.spike)
 
   def whole(state):
     params = state.shown().params
     return {**state.frozen, **trees.merge(state.frozen, params)}
 
   return Task(
-    state=create(
-      params, frozen, optimizer, mesh, averages=bool(config.optim.ema)
+    state=watch.watch(
+      create(
+        params, frozen, optimizer, mesh, averages=bool(config.optim.ema)
+      ),
+      [guard.turn(None)],
     ),
     steps=[
       functools.partial(
         supervised_step, loss_fn=_pretrain_loss(config, parts.umm),
-        optimizer=optimizer, ema=config.optim.ema,
+        optimizer=optimizer, ema=config.optim.ema, guard=watch,
       )
     ],
     data=parts.train_data(config, mesh),
@@ -193,19 +203,24 @@ def _tower(config, mesh) -> Task:
   model, tower, tokenizer = towers.new_tower(config)
   params = weights(model, '', mesh, seed=config.train.seed)
   optimizer = optim.make(config)
+  watch = guard.Guard(config.guard.spike)
 
   def export(state, folder):
     model.save(folder, state.shown().params, jnp.bfloat16)
     towers.write_processor(tower, folder)
 
   return Task(
-    state=create(params, {}, optimizer, mesh, averages=bool(config.optim.ema)),
+    state=watch.watch(
+      create(params, {}, optimizer, mesh, averages=bool(config.optim.ema)),
+      [guard.turn(None)],
+    ),
     steps=[
       functools.partial(
         supervised_step,
         loss_fn=contrastive.Contrastive(tower, config.tower.views),
         optimizer=optimizer,
         ema=config.optim.ema,
+        guard=watch,
       )
     ],
     data=towers.data(config, tower, tokenizer, mesh),
