@@ -46,6 +46,7 @@ EXTRAS = {
     'jsonschema>=4',
     'pyarrow>=15',
     'datasets>=3',  # writes the folders that arrow: reads
+    'hypothesis>=6.100',  # malformed files and command lines
   ],
   # Endpoints that compare captions or see images, and their answers' schema.
   'judges': ['openai>=1.60', 'jsonschema>=4'],

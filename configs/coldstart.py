@@ -76,6 +76,7 @@ def get_config(part: str = '') -> ConfigDict:
   c.optim.b2 = 0.99
   c.optim.weight_decay = 0.01
   c.ckpt.every = 500
+  c.ckpt.keep_best = False  # nothing is judged
   c.eval.every = 500
   c.ckpt.reward = ''
   c.ckpt.policy = ''

@@ -37,7 +37,12 @@ def get_config(variant: str = '') -> ConfigDict:
   c.train.lr = 3e-4
   # Regexes over policy parameter paths; the tower stays as it is.
   c.train.trainable = (r'(lm|code_embed|code_aligner|code_head)/.*',)
-  c.train.max_skipped = 10  # non-finite updates in a row before stopping
+  c.train.max_skipped = 10  # updates in a row that guard skips, before it acts
+
+  # Updates that are not finite are skipped; see docs/endurance.md.
+  c.guard = ConfigDict()
+  c.guard.spike = 0.0  # so are norms above spike times their average; 0: none
+  c.guard.rollbacks = 0  # to a checkpoint before a run stops, on other data
 
   c.lora = ConfigDict()
   c.lora.rank = 0  # 0: train.trainable is trained as it is; else adapters
@@ -147,7 +152,9 @@ def get_config(variant: str = '') -> ConfigDict:
   # Held-out towers, never a reward; comma separated.
   c.ckpt.judges = 'bundled:umm1/judge_clip,bundled:umm1/judge_views'
   c.ckpt.every = 40  # steps
-  c.ckpt.keep = 2
+  c.ckpt.keep = 2  # the newest
+  c.ckpt.keep_best = True  # and the best evaluation by eval.watch
+  c.ckpt.export = 'last'  # last | best: what export/ is made of
 
   c.eval = ConfigDict()
   c.eval.every = 80  # steps; also before and after training

@@ -11,6 +11,7 @@ import pytest
 from uae_jax import main
 from uae_jax.errors import UserError
 from uae_jax.train import workdir
+from uae_jax.train.lock import Lock
 
 ROOT = Path(__file__).parent.parent
 UMM1 = '--config=configs/umm1.py'
@@ -34,6 +35,7 @@ def run(*args):
     ([], '--config='),
     ([UMM1, '--nonsense=1'], 'nonsense'),
     (['--config=configs/absent.py'], 'absent'),
+    ([UMM1, '--workdir=gs://bucket/run'], 'mount the bucket'),
     ([f'{UMM1}:huge'], 'huge'),
     ([UMM1, '--config.train.stepz=3'], 'stepz'),
     ([UMM1, '--config.train.steps=many'], 'many'),
@@ -92,33 +94,37 @@ def test_umm2_speaks_of_mistakes_the_same_way(change, says, tmp_path):
   assert not (folder / 'config.json').exists()
 
 
+def claim(folder, config):
+  workdir.claim(folder, config, Lock(folder))
+
+
 def test_default_workdir():
   assert main.default_workdir('configs/umm1.py') == 'runs/umm1'
   assert main.default_workdir('configs/coldstart.py:a') == 'runs/coldstart-a'
 
 
 def test_a_foreign_workdir_is_refused_by_the_keys_that_differ(tmp_path):
-  workdir.claim(tmp_path, {'train': {'lr': 1.0, 'seed': 0}})
+  claim(tmp_path, {'train': {'lr': 1.0, 'seed': 0}})
   before = (tmp_path / 'config.json').read_text()
   with pytest.raises(UserError, match=r'train\.lr 1\.0 -> 2\.0'):
-    workdir.claim(tmp_path, {'train': {'lr': 2.0, 'seed': 0}})
+    claim(tmp_path, {'train': {'lr': 2.0, 'seed': 0}})
   assert (tmp_path / 'config.json').read_text() == before
 
 
 def test_log_keys_may_change(tmp_path):
-  workdir.claim(tmp_path, {'log': {'every': 1.0}})
-  workdir.claim(tmp_path, {'log': {'every': 9.0}})
+  claim(tmp_path, {'log': {'every': 1.0}})
+  claim(tmp_path, {'log': {'every': 9.0}})
   assert json.loads((tmp_path / 'config.json').read_text())['log']
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
   (tmp_path / 'thesis.txt').write_text('x')
   with pytest.raises(UserError, match='not empty'):
-    workdir.claim(tmp_path, {'a': 1})
+    claim(tmp_path, {'a': 1})
   assert [p.name for p in tmp_path.iterdir()] == ['thesis.txt']
 
 
 def test_an_unwritable_workdir(tmp_path):
   (tmp_path / 'file').write_text('x')
   with pytest.raises(UserError, match='cannot be written'):
-    workdir.claim(tmp_path / 'file' / 'run', {'a': 1})
+    claim(tmp_path / 'file' / 'run', {'a': 1})

@@ -45,9 +45,11 @@ def main(argv: list[str]) -> int:
   if CONFIG.value is None:
     raise UserError('say --config=configs/umm1.py')
   config_file = FLAGS['config'].config_filename
-  path = re.sub(r'\.py:.*$', '.py', config_file)
-  if not Path(path).is_file():
-    raise UserError(f'config file {path} does not exist')
+  if '://' in (WORKDIR.value or ''):
+    raise UserError(
+      f'--workdir={WORKDIR.value} is no folder: mount the bucket, see '
+      'launch/README.md'
+    )
   workdir = Path(WORKDIR.value or default_workdir(config_file)).expanduser()
 
   from uae_jax.sharding import hosts, mesh
@@ -67,20 +69,39 @@ def parse(argv: list[str]) -> list[str]:
     UserError: unknown flag, config file, key, or a value of another type.
   """
   try:
-    return FLAGS(argv)
+    rest = FLAGS(argv)
+    if CONFIG.value is not None:
+      _check_file(FLAGS['config'].config_filename)
+      CONFIG.value.to_dict()  # raises where the file could not be loaded
+    return rest
+  except UserError:
+    raise
   except flags.Error as e:
     raise UserError(first_line(e)) from None
-  except (
-    AttributeError, KeyError, ValueError, TypeError, OSError, ImportError
-  ) as e:  # fmt: skip
+  except Exception as e:  # a config file is a program: it raises anything
     raise UserError(f'--config: {first_line(e)}') from None
 
 
+def _check_file(name: str) -> None:
+  path = re.sub(r'\.py:.*$', '.py', name)
+  try:
+    there = Path(path).is_file()
+  except OSError:  # its name alone is too long
+    there = False
+  if not there:
+    raise UserError(f'there is no config file {path[:200]}')
+
+
 def first_line(e: BaseException) -> str:
-  """The first line of an error's text."""
+  """The first line of an error's text, and the last where the first is none.
+
+  ml_collections puts a traceback below what it says about a config file.
+  """
   text = str(e.args[0]) if isinstance(e, KeyError) and e.args else str(e)
-  lines = text.strip().splitlines()
-  return lines[0] if lines else type(e).__name__
+  lines = text.strip().splitlines() or [type(e).__name__]
+  if len(lines) > 1 and lines[0].endswith(':'):
+    return f'{lines[0]} {lines[-1]}'
+  return lines[0]
 
 
 def cli() -> None:

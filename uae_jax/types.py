@@ -102,10 +102,11 @@ class TrainState:
   step: Int[Array, '']
   params: Any  # what the optimizer trains; by part in a UMM: policy, decoder
   opt_state: Any
-  skipped: Int[Array, '']  # non-finite updates in a row
+  skipped: Int[Array, '']  # updates in a row that were not made
   frozen: Any  # never changes, never saved
   ema: Any = None  # a moving average of params, where one is kept
   kl_scale: Any = None  # of the KL's weight, where it is steered
+  norms: Any = None  # of gradients by turn, where spikes are skipped
 
   def saved(self) -> 'TrainState':
     """The part that a checkpoint holds."""

@@ -1,5 +1,10 @@
 """Checkpoints through Orbax: a run's state and data position, or weights."""
 
+import contextlib
+import dataclasses
+import os
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,58 +15,157 @@ from uae_jax import trees
 from uae_jax.errors import UserError
 
 
+@dataclasses.dataclass
+class _Kept:
+  """Which steps stay: the newest, and the best one.
+
+  Attributes:
+    newest: how many.
+    best: the step.
+  """
+
+  newest: int
+  best: int | None = None
+
+  def should_preserve(self, checkpoints, *, context) -> list[bool]:
+    """Orbax's question, of steps in their order."""
+    del context
+    newest = len(checkpoints) - self.newest
+    return [
+      i >= newest or x.step == self.best for i, x in enumerate(checkpoints)
+    ]
+
+
 class Checkpoints:
-  """The `checkpoints/` folder of a workdir: atomic, asynchronous, keep-N."""
+  """The `checkpoints/` folder of a workdir: atomic, asynchronous.
+
+  A step is written beside its place and renamed once it is whole, and an old
+  one goes only after that. What a killed write has left is removed at the
+  next start.
+  """
 
   def __init__(self, folder: Path, keep: int):
     """Opens or creates `folder`; `keep` newest steps are kept."""
-    self._manager = ocp.CheckpointManager(
-      folder.absolute(),
-      options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
-      item_names=('state', 'data'),
-    )
+    self._kept = _Kept(keep)
+    if jax.process_index() == 0:
+      for torn in folder.glob('*.orbax-checkpoint-tmp*'):
+        shutil.rmtree(torn, ignore_errors=True)
+    options = dict(preservation_policy=self._kept, create=True)
+    try:
+      self._manager = _manager(folder, **options)
+    except (ValueError, KeyError, TypeError):  # a step's own description
+      self._manager = _manager(folder, **options, lightweight_initialize=True)
 
-  def latest(self) -> int | None:
-    """The newest whole step, or None."""
-    return self._manager.latest_step()
+  def steps(self) -> list[int]:
+    """Steps that are there, the newest first."""
+    return sorted(self._manager.all_steps(), reverse=True)
 
-  def save(self, step: int, state: Any, data: dict[str, Any]) -> None:
-    """Saves unless that step is there; returns before the write ends."""
-    if step == self.latest():
-      return
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data)
-      ),
-    )
+  def keep_best(self, step: int | None) -> None:
+    """Keeps this step, too, from the next `save` on."""
+    self._kept.best = step
 
-  def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
-    """Restores into the shapes and shardings of `like`.
+  def save(self, step: int, state: Any, run: Mapping[str, Any]) -> None:
+    """Saves, and returns before the write ends.
+
+    Args:
+      step: after all that are there.
+      state: arrays.
+      run: what else a run needs to go on; JSON.
 
     Raises:
-      UserError: when the step cannot be read into this model.
+      UserError: this step or the one before cannot be written.
     """
+    with self._writing():
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(state),
+          run=ocp.args.JsonSave(dict(run)),
+        ),
+      )
+
+  def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+    """The state and the run of a step, as `save` has got them.
+
+    Args:
+      step: that is there.
+      like: arrays or shapes with the shardings of the state.
+
+    Raises:
+      UserError: the step cannot be read into this model.
+    """
+    self.wait()
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     try:
       out = self._manager.restore(
         step,
         args=ocp.args.Composite(
           state=ocp.args.StandardRestore(abstract),
-          data=ocp.args.JsonRestore(),
+          run=ocp.args.JsonRestore(),
         ),
       )
-    except (ValueError, KeyError, OSError) as e:
+    except Exception as e:  # a broken file may be any error of its readers
       raise UserError(
         f'checkpoint {self._manager.directory}/{step} cannot be read: '
-        f'{_line(e)}; remove that folder to fall back to an older one'
+        f'{_line(e)}'
       ) from None
-    return out['state'], out['data']
+    return out['state'], out['run']
+
+  def set_aside(self, steps: Sequence[int], folder: Path) -> None:
+    """Moves steps to a folder, under names that are free there."""
+    folder.mkdir(exist_ok=True)
+    for step in steps:
+      names = [str(step), *(f'{step}.{i}' for i in range(1, 1000))]
+      to = next(folder / x for x in names if not (folder / x).exists())
+      os.replace(Path(self._manager.directory) / str(step), to)
+
+  def reload(self) -> None:
+    """Looks again at which steps are there."""
+    self._manager.reload()
+
+  def forget_after(self, step: int) -> None:
+    """Removes the steps after one."""
+    self.wait()
+    for later in self.steps():
+      if later > step:
+        self._manager.delete(later)
+
+  def wait(self) -> None:
+    """Until the last write has ended.
+
+    Raises:
+      UserError: it has failed.
+    """
+    with self._writing():
+      self._manager.wait_until_finished()
 
   def close(self) -> None:
-    """Waits for the last write."""
-    self._manager.wait_until_finished()
-    self._manager.close()
+    """Waits for the last write.
+
+    Raises:
+      UserError: it has failed.
+    """
+    with self._writing():
+      self._manager.close()
+
+  @contextlib.contextmanager
+  def _writing(self):
+    """Says in one line why a checkpoint cannot be written."""
+    try:
+      yield
+    except (OSError, ValueError) as e:
+      raise UserError(
+        f'a checkpoint in {self._manager.directory} cannot be written: '
+        f'{_line(e)}; those before it are kept, and the same command resumes'
+      ) from None
+
+
+def _manager(folder: Path, **options) -> ocp.CheckpointManager:
+  return ocp.CheckpointManager(
+    folder.absolute(),
+    options=ocp.CheckpointManagerOptions(**options),
+    item_names=('state', 'run'),
+  )
 
 
 def is_params(folder: Path) -> bool:

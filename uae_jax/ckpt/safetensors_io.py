@@ -126,8 +126,15 @@ def _entries(file, header, size, start) -> dict[str, Entry]:
     if info['dtype'] not in DTYPES:
       raise ValueError(f'{name} has the unknown dtype {info["dtype"]}')
     shape = tuple(info['shape'])
+    # 1.0 and true are equal to 1 and cannot take its place.
+    if {type(n) for n in (begin, end, *shape)} != {int}:
+      raise ValueError(f'{name} has a shape or a place that is no number')
     entry = Entry(file, DTYPES[info['dtype']], shape, start + begin)
-    if entry.nbytes != end - begin or min(shape, default=0) < 0:
+    # numpy counts the bytes of [0, n], of which there are none, as those of n.
+    counted = math.prod(n or 1 for n in shape) * entry.dtype.itemsize
+    if min(shape, default=0) < 0 or counted >= 2**63:
+      raise ValueError(f'{name} has the shape {list(shape)}')
+    if entry.nbytes != end - begin:
       raise ValueError(f'{name} {list(shape)} has {end - begin} bytes')
     out[name] = entry
     spans.append((begin, end))

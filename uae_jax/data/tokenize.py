@@ -48,8 +48,15 @@ class Tokenizer:
     return self.core.get_vocab_size(with_added_tokens=True)
 
   def encode(self, text: str) -> tuple[int, ...]:
-    """Ids of a text; special tokens only where the text spells them."""
-    return tuple(self.core.encode(text, add_special_tokens=False).ids)
+    """Ids of a text; special tokens only where the text spells them.
+
+    Raises:
+      UserError: the tokenizer fails on it.
+    """
+    try:
+      return tuple(self.core.encode(text, add_special_tokens=False).ids)
+    except Exception as e:  # the library raises bare Exception
+      raise UserError(f'the tokenizer cannot read {text[:40]!r}: {e}') from e
 
   def id(self, token: str) -> int:
     """Id of one token.
@@ -150,6 +157,8 @@ def load_tokenizer(folder: str) -> Tokenizer:
       config = json.load(f)
   except ValueError as e:
     raise UserError(f'{config_path} is not JSON: {e}') from e
+  if not isinstance(config, dict):
+    raise UserError(f'{config_path} is no JSON object')
   core.no_truncation()
   core.no_padding()
   ids = []

@@ -133,7 +133,9 @@ def listed(field: str) -> list[str]:
   for read in (json.loads, ast.literal_eval):
     try:
       return [str(x) for x in read(field)]
-    except (ValueError, SyntaxError, RecursionError):
+    except (
+      ValueError, SyntaxError, TypeError, RecursionError, MemoryError
+    ):  # fmt: skip
       continue
   return [field]
 

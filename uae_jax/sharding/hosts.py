@@ -103,6 +103,13 @@ def agree(value: Any) -> Any:
   return multihost_utils.broadcast_one_to_all(value)
 
 
+def everyone(yes: bool) -> bool:
+  """Do all processes say yes?"""
+  if jax.process_count() == 1:
+    return yes
+  return bool(np.all(multihost_utils.process_allgather(np.array(yes))))
+
+
 class Stop:
   """Has somebody asked the run to stop? The same answer on every host.
 

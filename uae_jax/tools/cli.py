@@ -157,6 +157,20 @@ def summary(results: Results) -> str:
   return f'{done}, {bad} could not be read' if bad else done
 
 
+def _parse() -> list[str]:
+  """What is left of the command line; a config file may raise anything.
+
+  Raises:
+    UserError: it did.
+  """
+  try:
+    return flags.FLAGS(sys.argv)
+  except flags.Error:
+    raise
+  except Exception as e:
+    raise UserError(f'the command line: {e or type(e).__name__}') from None
+
+
 def run(main: Callable[[], None]) -> None:
   """Parses the flags, runs `main`, exits.
 
@@ -164,7 +178,7 @@ def run(main: Callable[[], None]) -> None:
   a user can fix: a flag, a folder, a file.
   """
   try:
-    rest = flags.FLAGS(sys.argv)[1:]
+    rest = _parse()[1:]
     if rest:
       raise UserError(f'unexpected argument {rest[0]!r}: flags start with --')
     main()

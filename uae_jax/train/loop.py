@@ -15,6 +15,8 @@ from uae_jax.nn import kernels
 from uae_jax.sharding import hosts
 from uae_jax.sharding.mesh import make_mesh, put_batch
 from uae_jax.train import tasks, workdir
+from uae_jax.train.keeper import Keeper, has_stalled
+from uae_jax.train.lock import Lock
 from uae_jax.train.parts import TURNS, sampled
 from uae_jax.train.writers import MetricWriter, Nobody, Progress
 from uae_jax.types import Batch
@@ -44,130 +46,131 @@ def run(config, folder: Path) -> int:
 
 
 def _run(config, folder) -> int:
-  """Builds, trains, closes."""
-  first = hosts.is_first()
-  if first:
-    workdir.check(folder, config.to_dict())
-  mesh = make_mesh(config.mesh.data, config.mesh.model)
-  with jax.set_mesh(mesh), kernels.use(config.model.attention):
-    task = tasks.build(config, mesh)
+  """Locks, builds, trains, closes."""
+  first, lock = hosts.is_first(), Lock(folder)
+  try:
     if first:
-      workdir.claim(folder, config.to_dict())
-    hosts.wait('claimed')
-    task.bad.keep(
-      workdir.bad_items(folder, jax.process_index()), config.data.max_bad
-    )
-    checkpoints = Checkpoints(folder / 'checkpoints', config.ckpt.keep)
-    try:
-      code = _train(config, folder, mesh, task, checkpoints)
-    finally:
-      checkpoints.close()
-  hosts.wait('done')
-  return code
+      workdir.check(folder, config.to_dict())
+      if folder.is_dir():
+        lock.take()
+    mesh = make_mesh(config.mesh.data, config.mesh.model)
+    with jax.set_mesh(mesh), kernels.use(config.model.attention):
+      task = tasks.build(config, mesh)
+      if first:
+        workdir.claim(folder, config.to_dict(), lock)
+      hosts.wait('claimed')
+      task.bad.keep(
+        workdir.bad_items(folder, jax.process_index()), config.data.max_bad
+      )
+      checkpoints = Checkpoints(folder / 'checkpoints', config.ckpt.keep)
+      try:
+        code = _train(config, folder, mesh, task, checkpoints)
+      finally:
+        checkpoints.close()
+    hosts.wait('done')
+    return code
+  except OSError as e:
+    where = e.filename or folder
+    raise UserError(
+      f'{where}: {e.strerror or e}; checkpoints are kept, and the same command '
+      'resumes'
+    ) from None
+  finally:
+    lock.release()
 
 
 def _train(config, folder, mesh, task, checkpoints) -> int:
   """The story, once everything is built."""
-  state, step = task.state, 0
+  keeper = Keeper(config, folder, checkpoints, task.data)
+  state, step = keeper.resume(task.state)
   task.state = None  # donated below
-  if checkpoints.latest() is not None:
-    step = checkpoints.latest()
-    saved, data_state = checkpoints.restore(step, state.saved())
-    state = saved.replace(frozen=state.frozen)
-    task.data.set_state(data_state)
-    if hosts.is_first():
-      print(f'resuming {folder} at step {step}')
+  new, step = step is None, step or 0
+  if hosts.is_first() and not new:
+    print(f'resuming {folder} at step {step}')
   writer = progress = Nobody()
   if hosts.is_first():
     writer = MetricWriter(folder)
     progress = Progress(
       config.train.steps, step, config.log.every, task.headline
     )
-  writer.truncate_after(step)
-  log = Log(config, writer, progress, task.bad)
+  writer.truncate_after(-1 if new else step)
+  log = Log(config, writer, progress, task.bad, keeper)
   turns = [compile_step(step, state) for step in task.steps]
-  seed = jax.random.key(config.train.seed)
-  save = lambda: checkpoints.save(step, state.saved(), task.data.get_state())
 
   stop = hosts.Stop()
-  if step == 0:
+  if new:
     evaluate(task, state, step, folder, log)
-    save()
-  log.start()
+    keeper.evaluated(step)
+    keeper.save(step, state, log)
+  log.start(step)
   stalled = lambda: has_stalled(folder, config, step)
   ended = step >= config.train.steps or stalled()
   while not ended and not stop.asked(step):
     batch = to_batch(next(task.data), mesh)
     turn = turns[step % len(turns)]
-    state, metrics = turn(state, batch, jax.random.fold_in(seed, step))
+    state, metrics = turn(state, batch, jax.random.fold_in(keeper.rng, step))
     step += 1
     log.step(step, metrics)
     if log.skipped >= config.train.max_skipped:
-      save()
-      raise UserError(
-        f'{log.skipped} updates in a row were not finite by step {step}; a '
-        'checkpoint is kept: lower train.lr or look at the reward'
-      )
+      state, step = keeper.roll_back(state, step, log)
+      continue
     ended = step == config.train.steps
     if step % config.eval.every == 0 or ended:
       evaluate(task, state, step, folder, log)
       ended = ended or stalled()
-    if step % config.ckpt.every == 0:
-      save()
+      keeper.evaluated(step)
+    keeper.stepped(step)
+    keeper.save_if_due(step, state, log)
   log.settle()
   stop.restore()
-  save()
+  keeper.save(step, state, log)
   writer.close()
   if stop.number:
     progress.say(f'stopped at step {step}; run the same command to resume')
     return 128 + stop.number
-  task.export(state, folder / 'export')
+  shown, at = keeper.exported(state, step)
+  del state
+  task.export(shown, folder / 'export')
   page = report.write_report(folder) if hosts.is_first() else None
   if step < config.train.steps:
     progress.say(f'eval.patience is over: no better eval/{config.eval.watch}')
+  if at != step:
+    progress.say(f'exported step {at}, the best by eval/{config.eval.watch}')
   progress.say(f'finished {step} steps: {page}')
   return 0
-
-
-def has_stalled(folder: Path, config, step: int) -> bool:
-  """Have `eval.patience` evaluations not bettered those before them?
-
-  Read from metrics.jsonl, so that a run that is resumed knows it too.
-
-  Raises:
-    UserError: no evaluation has what `eval.watch` names.
-  """
-  patience, key = config.eval.patience, f'eval/{config.eval.watch}'
-  if not patience:
-    return False
-  stalled = False
-  if hosts.is_first():
-    rows = report.read_rows(folder / 'metrics.jsonl')
-    rows = [row for row in rows if any(k.startswith('eval/') for k in row)]
-    if any(key not in row for row in rows):
-      known = sorted(k[5:] for k in rows[0] if k.startswith('eval/'))
-      raise UserError(f'eval.watch={key[5:]!r} is none of {known}')
-    values = [row[key] for row in rows if row['step'] <= step]
-    values = [-np.inf if x is None else x for x in values]
-    before, since = values[:-patience], values[-patience:]
-    stalled = bool(before) and max(since) <= max(before)
-  return bool(hosts.agree(stalled))
 
 
 class Log:
   """Writes each step's metrics while the next step runs."""
 
   def __init__(
-    self, config, writer: MetricWriter, progress: Progress, bad: BadItems
+    self,
+    config,
+    writer: MetricWriter,
+    progress: Progress,
+    bad: BadItems,
+    keeper: Keeper,
   ):
     self.writer, self.progress, self.bad = writer, progress, bad
     self.skipped = 0  # updates in a row, one step late
+    self._keeper, self._counts = keeper, config.guard.rollbacks > 0
     self._rows = sampled(config)  # images that a step draws or reads
     if config.stage in TURNS:
       self._rows *= config.train.group_size
     self._pending = None
 
-  def start(self) -> None:
+  def start(self, step: int) -> None:
+    """Starts at a step, after which nothing was skipped yet."""
+    self.skipped, self.sound, self._pending = 0, step, None
+    self.tick()
+
+  def went_back(self, step: int, why: str) -> None:
+    """Starts again at an earlier step, and says so."""
+    self.writer.truncate_after(step)
+    self.progress.say(why)
+    self.start(step)
+
+  def tick(self) -> None:
     """Starts the clock of the next step."""
     self._clock = time.perf_counter()
 
@@ -184,14 +187,18 @@ class Log:
     self._pending = None
     row = {k: float(v) for k, v in jax.device_get(metrics).items()}
     seconds = time.perf_counter() - self._clock
-    self.start()
+    self.tick()
     self.skipped = int(row['optim/skipped'])
+    if not self.skipped:
+      self.sound = step
     row['time/step'] = seconds
     row['throughput/images_per_s'] = self._rows / seconds
     if 'caption/length' in row:
       words = self._rows * row['caption/length']
       row['throughput/tokens_per_s'] = words / seconds
     row |= self.bad.metrics()
+    if self._counts:
+      row['guard/rollbacks'] = float(self._keeper.rollbacks)
     self.writer.write_scalars(step, row)
     self.progress.update(step, row)
 
@@ -235,4 +242,4 @@ def evaluate(task, state, step, folder, log) -> None:
     f'{k} {rows["eval/" + k]:.3f}' for k in shown if f'eval/{k}' in rows
   )
   log.progress.say(f'step {step} held-out: {line}')
-  log.start()
+  log.tick()

@@ -15,7 +15,7 @@ from uae_jax.rl.grpo import GRPO
 from uae_jax.rollout.walk import Walk
 from uae_jax.sharding import offload
 from uae_jax.sharding.fsdp import spreader
-from uae_jax.train import optim
+from uae_jax.train import guard, optim
 from uae_jax.train import parts as parts_lib
 from uae_jax.train.parts import TURNS, Parts
 from uae_jax.train.state import (
@@ -72,6 +72,9 @@ def build(
   )
   if config.grpo.kl_target:
     state = state.replace(kl_scale=_one(state))
+  state = guard.Guard(config.guard.spike).watch(
+    state, [guard.turn(options.trains) for _, options in turns]
+  )
   return turns, optimizer, state
 
 
@@ -235,6 +238,7 @@ def step_options(config, trained: Sequence[str]) -> StepOptions:
     kl_target=g.kl_target if halves.get('caption_weight', 1.0) else 0.0,
     entropy=g.entropy,
     ema=config.optim.ema,
+    guard=guard.Guard(config.guard.spike),
     loss=loss,
     lora=parts_lib.adapters(config),
     rollout_size=config.memory.rollout_images,

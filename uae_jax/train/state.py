@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, UInt32
 
 from uae_jax import trees
 from uae_jax.sharding import offload
@@ -79,6 +80,26 @@ def is_abstract(tree: Any) -> bool:
 def placed(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:
   """The shape of `x` under a sharding."""
   return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+
+@jax.jit
+def digest(state: Any) -> UInt32[Array, '']:
+  """A number that is another one if any bit of the state is.
+
+  A sum of all bits by place, modulo 2^32: the same however the arrays are
+  spread over devices.
+  """
+  total = jnp.uint32(0)
+  for i, x in enumerate(jax.tree.leaves(offload.fetch(state))):
+    bits = jax.lax.bitcast_convert_type(x, f'uint{8 * x.dtype.itemsize}')
+    place, stride = jnp.uint32(i), 1
+    for axis in reversed(range(x.ndim)):
+      along = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+      place += along * jnp.uint32(stride % 2**32)
+      stride *= x.shape[axis]
+    # An odd factor loses no bit.
+    total += jnp.sum(bits.astype(jnp.uint32) * (2 * place + 1), dtype='uint32')
+  return total
 
 
 def reference_of(params: Any, dtype: Any) -> Any:

@@ -22,6 +22,7 @@ from uae_jax.rewards.reconstruction import finite_groups, mean_of_valid
 from uae_jax.rl import advantage, grpo
 from uae_jax.rollout import walk
 from uae_jax.sharding import chunks
+from uae_jax.train.guard import Guard
 from uae_jax.train.update import apply_gradient
 from uae_jax.types import Batch, Metrics, Rollout, TrainState
 from uae_jax.umm.base import reference
@@ -49,6 +50,7 @@ class StepOptions:
     kl_target: the KL per token that its weight is steered to; 0: it is fixed.
     entropy: weight of the entropy of what is sampled, in its objective.
     ema: decay of the average of the parameters; 0 keeps none.
+    guard: which updates are made.
     lora: adapters that are trained in the stead of a part, by part.
     rollout_size: images of a data shard in one rollout; 0 is all. A step
       works through them in pieces, and the loss is that of all together.
@@ -76,6 +78,7 @@ class StepOptions:
   kl_target: float = 0.0
   entropy: float = 0.0
   ema: float = 0.0
+  guard: Guard = Guard()
   lora: Mapping[str, LoRA] = dataclasses.field(default_factory=dict)
   rollout_size: int = 0
   update_size: int = 0
@@ -172,8 +175,8 @@ def train_step(
     options: static.
 
   Returns:
-    The next state and scalar metrics. A non-finite update is skipped and
-    counted in `state.skipped`.
+    The next state and scalar metrics. An update that `options.guard` does
+    not let through is counted in `state.skipped`.
   """
   draw_rng, order_rng = jax.random.split(rng)
   if options.sees_once:
@@ -280,9 +283,11 @@ def telling(trees: Any, useful: Bool[Array, 'B'], n: int) -> Any:
 def steered(scale: Array, kl: Array, target: float) -> Array:
   """The KL's weight, a little larger where the KL is above its target.
 
-  Ziegler et al. 2019, https://arxiv.org/abs/1909.08593, section 2.2.
+  Ziegler et al. 2019, https://arxiv.org/abs/1909.08593, section 2.2. A KL that
+  is not finite leaves it as it is.
   """
-  return scale * (1 + 0.1 * jnp.clip(kl / target - 1, -0.2, 0.2))
+  steered = scale * (1 + 0.1 * jnp.clip(kl / target - 1, -0.2, 0.2))
+  return jnp.where(jnp.isfinite(kl), steered, scale)
 
 
 def _half(name: str, rollout: Rollout) -> Half:
@@ -359,7 +364,7 @@ def _updates(state, data, rng, score, optimizer, options):
     )
     return apply_gradient(
       state, loss_of_piece, optimizer, part, options.update_size,
-      options.trains, options.ema,
+      options.trains, options.ema, options.guard,
     )  # fmt: skip
 
   return jax.lax.scan(update, state, order)

@@ -7,7 +7,7 @@ from typing import Any
 from uae_jax import trees
 from uae_jax.errors import UserError
 from uae_jax.nn.lora import LoRA
-from uae_jax.train import optim, pretrain, reinforce
+from uae_jax.train import guard, optim, pretrain, reinforce
 from uae_jax.train import parts as parts_lib
 from uae_jax.train.parts import Parts
 from uae_jax.train.state import create, is_abstract
@@ -44,11 +44,14 @@ def build(config, parts: Parts, mesh) -> tuple[Loss, Callable, TrainState]:
     )
   optimizer = optim.make(config)
   loss = _loss(config, parts.umm, adapters)
+  watch = guard.Guard(config.guard.spike)
   step = functools.partial(
-    supervised_step, loss_fn=loss, optimizer=optimizer, ema=config.optim.ema
-  )
+    supervised_step, loss_fn=loss, optimizer=optimizer, ema=config.optim.ema,
+    guard=watch,
+  )  # fmt: skip
   averages = bool(config.optim.ema)
-  return loss, step, create(params, frozen, optimizer, mesh, averages=averages)
+  state = create(params, frozen, optimizer, mesh, averages=averages)
+  return loss, step, watch.watch(state, [guard.turn(None)])
 
 
 def _draw_anew(config, parts: Parts, mesh) -> None:

@@ -23,6 +23,9 @@ from uae_jax.train import (
   assemble_umm1,
   assemble_umm2,
   contrastive,
+  guard,
+  keeper,
+  limits,
   optim,
   reinforce,
   supervise,
@@ -67,8 +70,11 @@ def build(config, mesh) -> Task:
   Raises:
     UserError: for anything in the config that cannot be built.
   """
+  limits.check(config)
   check_batch(config.train.images, mesh)
   optim.check(config)
+  guard.check(config)
+  keeper.check(config)
   turns = parts_lib.TURNS.get(config.stage, ())
   if any('decoder' in turn for turn in turns) and config.model.umm != 'umm1':
     raise UserError(f'stage={config.stage!r} needs a decoder of flow: a UMM-1')
@@ -177,19 +183,24 @@ def _tower(config, mesh) -> Task:
   model, tower, tokenizer = towers.new_tower(config)
   params = weights(model, '', mesh, seed=config.train.seed)
   optimizer = optim.make(config)
+  watch = guard.Guard(config.guard.spike)
 
   def export(state, folder):
     model.save(folder, state.shown().params, jnp.bfloat16)
     towers.write_processor(tower, folder)
 
   return Task(
-    state=create(params, {}, optimizer, mesh, averages=bool(config.optim.ema)),
+    state=watch.watch(
+      create(params, {}, optimizer, mesh, averages=bool(config.optim.ema)),
+      [guard.turn(None)],
+    ),
     steps=[
       functools.partial(
         supervised_step,
         loss_fn=contrastive.Contrastive(tower, config.tower.views),
         optimizer=optimizer,
         ema=config.optim.ema,
+        guard=watch,
       )
     ],
     data=towers.data(config, tower, tokenizer, mesh),

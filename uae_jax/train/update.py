@@ -1,4 +1,4 @@
-"""One optimizer update: gradient in pieces, skipped when not finite."""
+"""One optimizer update: gradient in pieces, skipped where it would harm."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,6 +10,7 @@ from jaxtyping import Array, Key
 
 from uae_jax import trees
 from uae_jax.sharding import chunks, offload
+from uae_jax.train.guard import FINITE, Guard, turn
 from uae_jax.types import Batch, Metrics, TrainState
 
 LARGEST = ('ratio_max', 'ratio_gap')  # metrics of which pieces give the most
@@ -23,8 +24,9 @@ def apply_gradient(
   size: int = 0,
   chosen: Sequence[str] | None = None,
   ema: float = 0.0,
+  guard: Guard = FINITE,
 ) -> tuple[TrainState, Metrics]:
-  """One optimizer update of `state.params`, skipped when not finite.
+  """One optimizer update of `state.params`, skipped where `guard` says so.
 
   Args:
     state: before.
@@ -36,6 +38,7 @@ def apply_gradient(
     size: rows of a data shard in one piece; 0 is all.
     chosen: parts of the parameters that change; None is all there is.
     ema: decay of the average in `state.ema`, where there is one.
+    guard: which updates are made.
   """
   before = state.params
   if chosen is not None:
@@ -59,7 +62,9 @@ def apply_gradient(
     }
   with jax.named_scope('optimizer'):
     norm = optax.global_norm(grads)
-    ok = jnp.isfinite(loss) & jnp.isfinite(norm)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    seen, name = state.norms, turn(chosen)
+    ok, after, found = guard.judge(norm, finite, seen and seen[name])
     old = offload.fetch(state.opt_state)
     updates, opt_state = optimizer.update(grads, old, before)
     params = trees.select(ok, optax.apply_updates(before, updates), before)
@@ -70,10 +75,11 @@ def apply_gradient(
       params=params,
       opt_state=offload.put_back(opt_state, state.opt_state),
       skipped=jnp.where(ok, 0, state.skipped + 1),
+      norms=seen and {**seen, name: after},
     )
     if state.ema is not None:
       state = state.replace(ema=averaged(state.ema, params, ema))
-  metrics |= {
+  metrics |= found | {
     'optim/loss': loss,
     'optim/grad_norm': norm,
   }
@@ -95,6 +101,7 @@ def supervised_step(
   loss_fn: Any,
   optimizer: optax.GradientTransformation,
   ema: float = 0.0,
+  guard: Guard = FINITE,
 ) -> tuple[TrainState, Metrics]:
   """One gradient step on `loss_fn(params, frozen, batch, rng)`."""
   state, metrics = apply_gradient(
@@ -103,6 +110,7 @@ def supervised_step(
     optimizer,
     batch,
     ema=ema,
+    guard=guard,
   )
   metrics['optim/skipped'] = state.skipped  # in a row
   return state.replace(step=state.step + 1), metrics

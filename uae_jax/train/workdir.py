@@ -7,12 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from uae_jax.errors import UserError
+from uae_jax.train import lock as lock_lib
+from uae_jax.train.lock import Lock
 
 # Keys that change nothing in what is learnt.
 FREE = (
-  'log.', 'ckpt.every', 'ckpt.keep', 'eval.gallery', 'mesh.', 'memory.',
-  'data.cache', 'data.threads', 'data.max_bad',
+  'log.', 'ckpt.every', 'ckpt.keep', 'ckpt.export', 'eval.gallery', 'mesh.',
+  'memory.', 'data.cache', 'data.threads', 'data.max_bad',
 )  # fmt: skip
+CONFIG, PART = 'config.json', 'config.part'
+# What a run that was killed while it began may leave.
+OURS = {lock_lib.FILE, PART}
 BAD_ITEMS = 'bad_items.jsonl'
 
 
@@ -39,11 +44,11 @@ def check(folder: Path, config: Mapping[str, Any]) -> None:
     UserError: the folder holds something else or was made with another
       config.
   """
-  file = folder / 'config.json'
+  file = folder / CONFIG
   if file.exists():
     try:
       old = flat(json.loads(file.read_text()))
-    except ValueError:
+    except (ValueError, AttributeError):
       raise UserError(f'{file} is not JSON: use another --workdir') from None
     new = flat(config)
     keys = [k for k in sorted(set(old) | set(new)) if not k.startswith(FREE)]
@@ -57,27 +62,27 @@ def check(folder: Path, config: Mapping[str, Any]) -> None:
         f'{folder} was made with another config ({"; ".join(changed)}): use '
         'another --workdir or the same config'
       )
-  elif folder.exists() and any(folder.iterdir()):
+  elif folder.is_dir() and {p.name for p in folder.iterdir()} - OURS:
     raise UserError(
       f'{folder} is not empty and holds no config.json: use another --workdir'
     )
 
 
-def claim(folder: Path, config: Mapping[str, Any]) -> None:
-  """Checks the folder, then writes config.json where there is none.
+def claim(folder: Path, config: Mapping[str, Any], lock: Lock) -> None:
+  """Locks and checks the folder; writes config.json where there is none.
 
   Raises:
-    UserError: as `check`, or the folder cannot be written.
+    UserError: as `check`, or another process holds the folder, or it cannot
+      be written.
   """
-  check(folder, config)
-  file = folder / 'config.json'
+  file = folder / CONFIG
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    probe = folder / '.writable'
-    probe.touch()
-    probe.unlink()
+    check(folder, config)
+    lock.take()
+    check(folder, config)  # another process may have been here
     if not file.exists():
-      part = file.with_suffix('.part')
+      part = folder / PART
       part.write_text(json.dumps(dict(config), indent=2) + '\n')
       os.replace(part, file)
   except OSError as e:

@@ -35,16 +35,17 @@ class MetricWriter:
     self._events.write(event.SerializeToString())
 
   def truncate_after(self, step: int) -> None:
-    """Drops rows after `step`, and a torn last line, before resuming."""
+    """Drops rows after `step`, and what is none, before resuming."""
     if not self._path.exists():
       return
     kept = []
-    for line in self._path.read_text().splitlines():
+    for line in self._path.read_text(errors='replace').splitlines():
       try:
         row = json.loads(line)
-      except ValueError:
+        known = row['step'] <= step
+      except (ValueError, TypeError, KeyError):
         continue
-      if row['step'] <= step:
+      if known:
         kept.append(line + '\n')
     part = self._path.with_suffix('.part')
     part.write_text(''.join(kept))
@@ -58,6 +59,12 @@ class MetricWriter:
     values = [Summary.Value(tag=k, simple_value=v) for k, v in scalars.items()]
     self._event(step=step, summary=Summary(value=values))
     self._events.flush()
+
+  def sync(self) -> None:
+    """Until all rows are on the disk."""
+    if self._path.exists():
+      with open(self._path, 'rb') as f:
+        os.fsync(f.fileno())
 
   def close(self) -> None:
     """Flushes and closes."""
