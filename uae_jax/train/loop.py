@@ -16,12 +16,17 @@ from uae_jax.sharding import hosts
 from uae_jax.sharding.mesh import make_mesh, put_batch
 from uae_jax.train import tasks, workdir
 from uae_jax.train.parts import TURNS, sampled
-from uae_jax.train.writers import MetricWriter, Nobody, Progress
+from uae_jax.train.writers import MetricWriter, Nobody, Progress, Watcher
 from uae_jax.types import Batch
 
 
-def run(config, folder: Path) -> int:
+def run(config, folder: Path, watcher: Watcher | None = None) -> int:
   """Trains to `train.steps`, or until a signal; resumes what is there.
+
+  Args:
+    config: of the run, as configs/ has them.
+    folder: its workdir.
+    watcher: is shown every row and gallery as they come.
 
   Returns:
     0 when finished, 128 + the signal's number when stopped by one.
@@ -31,7 +36,7 @@ def run(config, folder: Path) -> int:
   """
   with hosts.Watchdog():
     try:
-      return _run(config, folder)
+      return _run(config, folder, watcher or Nobody())
     except UserError as e:
       if jax.process_count() > 1:
         hosts.leave(str(e), 2)  # the others notice
@@ -43,7 +48,7 @@ def run(config, folder: Path) -> int:
       raise
 
 
-def _run(config, folder) -> int:
+def _run(config, folder, watcher) -> int:
   """Builds, trains, closes."""
   first = hosts.is_first()
   if first:
@@ -59,14 +64,14 @@ def _run(config, folder) -> int:
     )
     checkpoints = Checkpoints(folder / 'checkpoints', config.ckpt.keep)
     try:
-      code = _train(config, folder, mesh, task, checkpoints)
+      code = _train(config, folder, mesh, task, checkpoints, watcher)
     finally:
       checkpoints.close()
   hosts.wait('done')
   return code
 
 
-def _train(config, folder, mesh, task, checkpoints) -> int:
+def _train(config, folder, mesh, task, checkpoints, watcher) -> int:
   """The story, once everything is built."""
   state, step = task.state, 0
   task.state = None  # donated below
@@ -84,7 +89,7 @@ def _train(config, folder, mesh, task, checkpoints) -> int:
       config.train.steps, step, config.log.every, task.headline
     )
   writer.truncate_after(step)
-  log = Log(config, writer, progress, task.bad)
+  log = Log(config, writer, progress, task.bad, watcher)
   turns = [compile_step(step, state) for step in task.steps]
   seed = jax.random.key(config.train.seed)
   save = lambda: checkpoints.save(step, state.saved(), task.data.get_state())
@@ -158,9 +163,11 @@ class Log:
   """Writes each step's metrics while the next step runs."""
 
   def __init__(
-    self, config, writer: MetricWriter, progress: Progress, bad: BadItems
-  ):
+    self, config, writer: MetricWriter, progress: Progress, bad: BadItems,
+    watcher: Watcher,
+  ):  # fmt: skip
     self.writer, self.progress, self.bad = writer, progress, bad
+    self.watcher = watcher if hosts.is_first() else Nobody()
     self.skipped = 0  # updates in a row, one step late
     self._rows = sampled(config)  # images that a step draws or reads
     if config.stage in TURNS:
@@ -194,6 +201,7 @@ class Log:
     row |= self.bad.metrics()
     self.writer.write_scalars(step, row)
     self.progress.update(step, row)
+    self.watcher.write_scalars(step, row)
 
 
 def compile_step(step, state):
@@ -235,4 +243,6 @@ def evaluate(task, state, step, folder, log) -> None:
     f'{k} {rows["eval/" + k]:.3f}' for k in shown if f'eval/{k}' in rows
   )
   log.progress.say(f'step {step} held-out: {line}')
+  log.watcher.write_scalars(step, rows)
+  log.watcher.write_gallery(step, gallery)
   log.start()
