@@ -47,12 +47,17 @@ EXTRAS = {
     'pyarrow>=15',
     'datasets>=3',  # writes the folders that arrow: reads
     'hypothesis>=6.100',  # malformed files and command lines
+    'nbclient>=0.10',  # runs the notebooks
+    'ipykernel>=6.29',  # their kernel
+    'matplotlib>=3.9',  # their pictures
+    'selenium>=4.20',  # pages in Chromium, where there is one
   ],
   # Endpoints that compare captions or see images, and their answers' schema.
   'judges': ['openai>=1.60', 'jsonschema>=4'],
   'detect': ['torch>=2.4', 'timm>=1.0'],  # transformers' object detectors
   'bench': ['matplotlib>=3.9'],  # draws what was measured
   'notebooks': ['jupyter>=1.1', 'matplotlib>=3.9'],
+  'demo': ['gradio>=6'],  # tools.demo, a page to try models on
   'dev': ['pre-commit>=4', 'ruff>=0.14'],
 }
 

@@ -41,6 +41,8 @@ QUESTIONS = {
     'ensemble': ENSEMBLE,
     'standardised': {**ENSEMBLE, 'rewards.standardise': 'group'},
   },
+  # Can a reward that hardly sees shapes teach a captioner that sees none?
+  'eyes': {'shapes': {}, 'blind': {'ckpt.policy': 'bundled:umm1/blind'}},
   # Would rewarding the caption directly do, without a reconstruction?
   'direct': {
     'reconstruction': {},
@@ -112,6 +114,21 @@ QUESTIONS = {
     'alternate': {**SEVERAL, 'stage': 'alternate'},
     'joint': {**SEVERAL, 'stage': 'joint'},
   },
+}
+
+# One run of several questions beside the default, scored by one judge that
+# none of them is rewarded by: a first look.
+_TOUR = {
+  'default': {},
+  'views-reward': QUESTIONS['reward']['views'],
+  'shape-blind': QUESTIONS['eyes']['blind'],
+  'hidden-states': QUESTIONS['bottleneck']['hidden'],
+  'group-of-2': QUESTIONS['group']['2'],
+  'no-kl': QUESTIONS['kl']['0'],
+}
+QUESTIONS['tour'] = {
+  run: {**QUESTIONS['reward']['clip'], **changes}
+  for run, changes in _TOUR.items()
 }
 
 

@@ -53,6 +53,7 @@ ARROWS = {
     'sharding', 'nn', 'data', 'rewards', 'ckpt', 'zoo', 'umm', 'infer', 'eval',
     'train', 'plan',
   },
+  'notebook': LOW | {'eval'},
 }  # fmt: skip
 
 FOREIGN = ('torch', 'torchvision', 'tensorflow', 'diffusers')

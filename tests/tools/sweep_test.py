@@ -43,6 +43,8 @@ def test_mistakes_are_one_line(tmp_path):
     'no file of ablations': ['--config=configs/umm1.py', '--question=x', out],
     'does not exist': ['--config=nowhere.py', '--question=x', out],
     'not whole numbers': [FILE, '--question=kl', out, '--seeds=a'],
+    'known are': [FILE, '--question=kl', out, '--runs=0,7'],
+    'nothing beside': [FILE, '--question=kl', out, '--runs=0'],
     'KEY=VALUE': [FILE, '--question=kl', out, '--set=train.steps'],
   }
   for want, (code, _, err) in zip(cases, sweep(*cases.values()), strict=True):

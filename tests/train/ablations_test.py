@@ -20,7 +20,8 @@ RUNS = [
   f'{question}-{run}'
   for question, runs in ablations.QUESTIONS.items()
   for run, changes in runs.items()
-  if changes and question != 'glyphs'  # whose weights have to be made
+  # Weights of glyphs have to be made; a tour's runs are those of others.
+  if changes and question not in ('glyphs', 'tour')
 ]
 # What `config` sets, whatever an ablation says.
 SHORTENED = (

@@ -46,11 +46,29 @@ def rows(folder, prefix=''):
   return [r for r in out if any(k.startswith(prefix) for k in r)]
 
 
+class Seen:
+  """A `Watcher` that keeps what it is shown."""
+
+  def __init__(self):
+    self.rows, self.galleries = [], []
+
+  def write_scalars(self, step, scalars):
+    self.rows.append({'step': step, **scalars})
+
+  def write_gallery(self, step, gallery):
+    self.galleries.append((step, gallery))
+
+
 @pytest.fixture(scope='module')
-def whole(tmp_path_factory):
+def seen():
+  return Seen()
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory, seen):
   """An uninterrupted run."""
   folder = tmp_path_factory.mktemp('whole') / 'run'
-  assert loop.run(config(), folder) == 0
+  assert loop.run(config(), folder, seen) == 0
   return folder
 
 
@@ -66,6 +84,16 @@ def test_a_run_leaves_everything_behind(whole):
   last = rows(whole, 'eval/')[-1]
   for name in ('reward', 'unified_score', 'attribute_recall', 'exact_scene'):
     assert np.isfinite(last[f'eval/{name}'])
+
+
+def test_a_watcher_is_shown_what_is_written(whole, seen):
+  lines = (whole / 'metrics.jsonl').read_text().splitlines()
+  assert seen.rows == [json.loads(line) for line in lines]
+  for step, gallery in seen.galleries:
+    kept = np.load(whole / 'gallery' / f'step_{step:06d}.npz')
+    assert [*kept['captions']] == gallery.captions
+    np.testing.assert_array_equal(kept['source'], gallery.source)
+  assert [step for step, _ in seen.galleries] == [0, 2, 4]
 
 
 def test_the_export_is_the_trained_policy_in_hub_layout(whole):

@@ -1,6 +1,6 @@
 """Several runs side by side: one table, and one panel a metric."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +63,18 @@ def table(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
   )
 
 
-def write(folders: Sequence[Path], out: Path) -> Path:
-  """Writes the page and returns its path; see `read` for what it raises."""
-  runs = read(folders)
+def curves(
+  runs: dict[str, list[dict[str, Any]]],
+  metrics: Mapping[str, str] = METRICS,
+) -> list[dict[str, Any]]:
+  """A panel a metric that any run has, as `report.curves`; series are runs.
+
+  Args:
+    runs: rows by run.
+    metrics: titles of the panels.
+  """
   panels = []
-  for key, title in METRICS.items():
+  for key, title in metrics.items():
     points = {
       name: [(r['step'], r[key]) for r in rows if r.get(key) is not None]
       for name, rows in runs.items()
@@ -79,6 +86,12 @@ def write(folders: Sequence[Path], out: Path) -> Path:
     ]
     if series:
       panels.append(dict(title=title, series=series))
+  return panels
+
+
+def write(folders: Sequence[Path], out: Path) -> Path:
+  """Writes the page and returns its path; see `read` for what it raises."""
+  runs = read(folders)
   configs = [report.read_config(folder) for folder in folders]
   keys = list(dict.fromkeys(key for config in configs for key in config))
   said = lambda config, key: str(config[key]) if key in config else '–'
@@ -92,7 +105,7 @@ def write(folders: Sequence[Path], out: Path) -> Path:
     intro='Runs side by side. Settings in which they differ, in this order:',
     config=differing,
     table=table(runs),
-    curves=panels,
+    curves=curves(runs),
     gallery=None,
   )
   return report.write_page(out, data)

@@ -259,7 +259,7 @@ def gallery(files: Sequence[Path]) -> dict[str, Any] | None:
   if not files:
     return None
   ends = [files[0], files[-1]] if len(files) > 1 else [files[0]]
-  galleries = [_read_gallery(file) for file in ends]
+  galleries = [read_gallery(file) for file in ends]
   items = [
     dict(
       source=data_uri(galleries[-1]['source'][i]),
@@ -356,7 +356,12 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
   return rows
 
 
-def _read_gallery(path):
+def read_gallery(path: Path) -> dict[str, np.ndarray]:
+  """What `save_gallery` has written, by the names of its arguments.
+
+  Raises:
+    UserError: it cannot be read.
+  """
   try:
     with np.load(path, allow_pickle=False) as f:
       return dict(f)

@@ -1,8 +1,8 @@
 """All runs of an ablation, one after the other, and their comparison.
 
 `python -m uae_jax.tools.sweep --config=configs/ablations.py
---question=bottleneck --out=runs/bottleneck [--seeds=0,1,2]
-[--set=train.steps=100]`
+--question=bottleneck --out=runs/bottleneck [--runs=text,hidden]
+[--seeds=0,1,2] [--set=train.steps=100]`
 
 A config file of ablations has `QUESTIONS`: runs by question, and what each
 changes. Leaves a workdir for every run and seed, `compare.html` and the table
@@ -26,6 +26,7 @@ CONFIG = flags.DEFINE_string('config', None, 'A file of ablations.',
 QUESTION = flags.DEFINE_string('question', None, 'One of its QUESTIONS.',
                                required=True)  # fmt: skip
 OUT = flags.DEFINE_string('out', None, 'Folder to fill.', required=True)
+RUNS = flags.DEFINE_list('runs', [], 'Some of its runs; all.')
 SEEDS = flags.DEFINE_list('seeds', ['0'], 'Of every run, comma separated.')
 SET = flags.DEFINE_multi_string(
   'set', [], 'KEY=VALUE of the config, for every run; may repeat.'
@@ -37,12 +38,18 @@ def main() -> None:
   runs = questions(CONFIG.value)
   if QUESTION.value not in runs:
     raise UserError(f'--question={QUESTION.value!r} is none of {[*runs]}')
+  chosen = RUNS.value or [*runs[QUESTION.value]]
+  if not set(chosen) <= set(runs[QUESTION.value]):
+    known = [*runs[QUESTION.value]]
+    raise UserError(f'--runs={",".join(chosen)}: known are {known}')
+  if len(chosen) * len(SEEDS.value) < 2:
+    raise UserError(f'--runs={chosen[0]} alone has nothing beside it')
   if not all(seed.isdecimal() for seed in SEEDS.value):
     raise UserError(f'--seeds={",".join(SEEDS.value)} are not whole numbers')
   if not all('=' in one for one in SET.value):
     raise UserError('--set is KEY=VALUE, such as --set=train.steps=100')
   out, folders = Path(OUT.value).expanduser(), []
-  jobs = [(run, seed) for run in runs[QUESTION.value] for seed in SEEDS.value]
+  jobs = [(run, seed) for run in chosen for seed in SEEDS.value]
   for i, (run, seed) in enumerate(jobs, 1):
     name = run if len(SEEDS.value) == 1 else f'{run}-seed{seed}'
     print(f'run {i}/{len(jobs)}: {QUESTION.value} {name}', flush=True)

@@ -18,12 +18,17 @@ from uae_jax.train import tasks, workdir
 from uae_jax.train.keeper import Keeper, has_stalled
 from uae_jax.train.lock import Lock
 from uae_jax.train.parts import TURNS, sampled
-from uae_jax.train.writers import MetricWriter, Nobody, Progress
+from uae_jax.train.writers import MetricWriter, Nobody, Progress, Watcher
 from uae_jax.types import Batch
 
 
-def run(config, folder: Path) -> int:
+def run(config, folder: Path, watcher: Watcher | None = None) -> int:
   """Trains to `train.steps`, or until a signal; resumes what is there.
+
+  Args:
+    config: of the run, as configs/ has them.
+    folder: its workdir.
+    watcher: is shown every row and gallery as they come.
 
   Returns:
     0 when finished, 128 + the signal's number when stopped by one.
@@ -33,7 +38,7 @@ def run(config, folder: Path) -> int:
   """
   with hosts.Watchdog():
     try:
-      return _run(config, folder)
+      return _run(config, folder, watcher or Nobody())
     except UserError as e:
       if jax.process_count() > 1:
         hosts.leave(str(e), 2)  # the others notice
@@ -45,7 +50,7 @@ def run(config, folder: Path) -> int:
       raise
 
 
-def _run(config, folder) -> int:
+def _run(config, folder, watcher) -> int:
   """Locks, builds, trains, closes."""
   first, lock = hosts.is_first(), Lock(folder)
   try:
@@ -64,7 +69,7 @@ def _run(config, folder) -> int:
       )
       checkpoints = Checkpoints(folder / 'checkpoints', config.ckpt.keep)
       try:
-        code = _train(config, folder, mesh, task, checkpoints)
+        code = _train(config, folder, mesh, task, checkpoints, watcher)
       finally:
         checkpoints.close()
     hosts.wait('done')
@@ -79,7 +84,7 @@ def _run(config, folder) -> int:
     lock.release()
 
 
-def _train(config, folder, mesh, task, checkpoints) -> int:
+def _train(config, folder, mesh, task, checkpoints, watcher) -> int:
   """The story, once everything is built."""
   keeper = Keeper(config, folder, checkpoints, task.data)
   state, step = keeper.resume(task.state)
@@ -94,7 +99,7 @@ def _train(config, folder, mesh, task, checkpoints) -> int:
       config.train.steps, step, config.log.every, task.headline
     )
   writer.truncate_after(-1 if new else step)
-  log = Log(config, writer, progress, task.bad, keeper)
+  log = Log(config, writer, progress, task.bad, keeper, watcher)
   turns = [compile_step(step, state) for step in task.steps]
 
   stop = hosts.Stop()
@@ -150,8 +155,10 @@ class Log:
     progress: Progress,
     bad: BadItems,
     keeper: Keeper,
+    watcher: Watcher,
   ):
     self.writer, self.progress, self.bad = writer, progress, bad
+    self.watcher = watcher if hosts.is_first() else Nobody()
     self.skipped = 0  # updates in a row, one step late
     self._keeper, self._counts = keeper, config.guard.rollbacks > 0
     self._rows = sampled(config)  # images that a step draws or reads
@@ -201,6 +208,7 @@ class Log:
       row['guard/rollbacks'] = float(self._keeper.rollbacks)
     self.writer.write_scalars(step, row)
     self.progress.update(step, row)
+    self.watcher.write_scalars(step, row)
 
 
 def compile_step(step, state):
@@ -242,4 +250,6 @@ def evaluate(task, state, step, folder, log) -> None:
     f'{k} {rows["eval/" + k]:.3f}' for k in shown if f'eval/{k}' in rows
   )
   log.progress.say(f'step {step} held-out: {line}')
+  log.watcher.write_scalars(step, rows)
+  log.watcher.write_gallery(step, gallery)
   log.tick()

@@ -11,10 +11,13 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
+
+from uae_jax.eval.scenes_bench import Gallery
 
 
 class MetricWriter:
@@ -125,6 +128,19 @@ class Progress:
     """A line of its own."""
     start = '\r\x1b[2K' if sys.stdout.isatty() else ''
     print(f'{start}{text}', flush=True)
+
+
+class Watcher(Protocol):
+  """What follows a run while it trains; the first host alone calls it.
+
+  A step's row comes while the next one runs. What it raises ends the run.
+  """
+
+  def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+    """A row of metrics.jsonl, of a step or of an evaluation."""
+
+  def write_gallery(self, step: int, gallery: Gallery) -> None:
+    """The pictures of an evaluation, after its row."""
 
 
 class Nobody:
