@@ -14,10 +14,12 @@ from uae_jax.eval import report
 from uae_jax.nn import kernels
 from uae_jax.sharding import hosts
 from uae_jax.sharding.mesh import make_mesh, put_batch
-from uae_jax.train import tasks, workdir
+from uae_jax.train import tasks, wandb_writer, workdir, writers
 from uae_jax.train.parts import TURNS, sampled
-from uae_jax.train.writers import MetricWriter, Nobody, Progress
+from uae_jax.train.writers import Nobody, Progress, Several
 from uae_jax.types import Batch
+
+SHOWN = 8  # images of the gallery that TensorBoard and W&B get
 
 
 def run(config, folder: Path) -> int:
@@ -48,6 +50,7 @@ def _run(config, folder) -> int:
   first = hosts.is_first()
   if first:
     workdir.check(folder, config.to_dict())
+    wandb_writer.check(config.log.wandb)
   mesh = make_mesh(config.mesh.data, config.mesh.model)
   with jax.set_mesh(mesh), kernels.use(config.model.attention):
     task = tasks.build(config, mesh)
@@ -79,11 +82,12 @@ def _train(config, folder, mesh, task, checkpoints) -> int:
       print(f'resuming {folder} at step {step}')
   writer = progress = Nobody()
   if hosts.is_first():
-    writer = MetricWriter(folder)
+    writer = writers.open_all(folder, config.log.wandb)
     progress = Progress(
       config.train.steps, step, config.log.every, task.headline
     )
   writer.truncate_after(step)
+  writer.write_hparams(workdir.flat(config.to_dict()))
   log = Log(config, writer, progress, task.bad)
   turns = [compile_step(step, state) for step in task.steps]
   seed = jax.random.key(config.train.seed)
@@ -158,7 +162,7 @@ class Log:
   """Writes each step's metrics while the next step runs."""
 
   def __init__(
-    self, config, writer: MetricWriter, progress: Progress, bad: BadItems
+    self, config, writer: Several, progress: Progress, bad: BadItems
   ):
     self.writer, self.progress, self.bad = writer, progress, bad
     self.skipped = 0  # updates in a row, one step late
@@ -217,6 +221,17 @@ def evaluate(task, state, step, folder, log) -> None:
   if not hosts.is_first():
     return
   log.writer.write_scalars(step, rows)
+  log.writer.write_images(
+    step,
+    {
+      'source': gallery.source[:SHOWN],
+      'redrawn': gallery.reconstruction[:SHOWN],
+    },
+  )
+  said = '\n'.join(
+    f'{i}. {text}' for i, text in enumerate(gallery.captions[:SHOWN])
+  )
+  log.writer.write_texts(step, {'captions': said})
   report.save_gallery(
     folder,
     step,
