@@ -201,6 +201,7 @@ def get_config(variant: str = '') -> ConfigDict:
 
   c.log = ConfigDict()
   c.log.every = 5.0  # seconds between lines on the terminal
+  c.log.wandb = ''  # a project of Weights & Biases, or none
 
   c.mesh = ConfigDict()
   c.mesh.data = -1  # -1: all devices left over by mesh.model

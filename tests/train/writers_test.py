@@ -1,11 +1,19 @@
 """What a run writes down, and what a resumed run takes back."""
 
+import ast
+import importlib.util
+import inspect
+import io
 import json
 import math
+from pathlib import Path
 
+import numpy as np
+from PIL import Image
 from tensorboard.backend.event_processing import event_file_loader
 
-from uae_jax.train.writers import MetricWriter, Progress
+from uae_jax.train.wandb_writer import WandbWriter
+from uae_jax.train.writers import MetricWriter, Progress, Several
 
 
 def rows(folder):
@@ -53,3 +61,63 @@ def test_progress_shows_rate_and_eta(capsys):
   line = capsys.readouterr().out.splitlines()[-1]
   assert 'step 50/100' in line and '50%' in line and 'reward 0.5' in line
   assert '0.50 steps/s' in line and 'ETA 01:40' in line
+
+
+def values(folder):
+  """(step, value) of every summary that TensorBoard reads."""
+  file = next((folder / 'tensorboard').iterdir())
+  loader = event_file_loader.LegacyEventFileLoader(str(file))
+  return [(e.step, v) for e in loader.Load() for v in e.summary.value]
+
+
+def test_tensorboard_reads_pictures_texts_and_the_config(tmp_path):
+  pictures = np.random.default_rng(0).integers(0, 256, (2, 4, 6, 3), np.uint8)
+  writer = MetricWriter(tmp_path)
+  writer.write_images(3, {'redrawn': pictures})
+  writer.write_texts(3, {'captions': '0. a | b'})
+  writer.write_hparams({'train.lr': 0.1})
+  writer.close()
+  found = {v.tag: (step, v) for step, v in values(tmp_path)}
+  assert set(found) == {'redrawn/0', 'redrawn/1', 'captions', 'config'}
+  for i in (0, 1):
+    step, value = found[f'redrawn/{i}']
+    image = value.image
+    assert (step, image.height, image.width, image.colorspace) == (3, 4, 6, 3)
+    read = Image.open(io.BytesIO(image.encoded_image_string))
+    np.testing.assert_array_equal(read, pictures[i])
+  text = lambda tag: found[tag][1].tensor.string_val[0].decode()
+  assert text('captions') == '0. a | b'
+  assert '| `train.lr` | `0.1` |' in text('config')
+  plugin = found['captions'][1].metadata.plugin_data.plugin_name
+  assert plugin == 'text'
+
+
+def test_the_methods_are_those_of_clu():
+  """clu imports TensorFlow, so its interface is read, not imported."""
+  spec = importlib.util.find_spec('clu')
+  file = Path(spec.submodule_search_locations[0]) / 'metric_writers'
+  tree = ast.parse((file / 'interface.py').read_text())
+  [theirs] = [x for x in ast.walk(tree) if isinstance(x, ast.ClassDef)]
+  wanted = {
+    x.name: [a.arg for a in x.args.args]
+    for x in theirs.body
+    if isinstance(x, ast.FunctionDef)
+  }
+  for ours in (MetricWriter, WandbWriter):
+    for name in (
+      'write_scalars', 'write_images', 'write_texts', 'write_hparams', 'flush',
+      'close',
+    ):  # fmt: skip
+      assert [*inspect.signature(getattr(ours, name)).parameters] == (
+        wanted[name]
+      )
+
+
+def test_all_writers_get_the_same(tmp_path):
+  folders = [tmp_path / 'a', tmp_path / 'b']
+  for folder in folders:
+    folder.mkdir()
+  every = Several([MetricWriter(folder) for folder in folders])
+  every.write_scalars(1, {'a': 1.0})
+  every.close()
+  assert rows(folders[0]) == rows(folders[1]) == [{'step': 1, 'a': 1.0}]

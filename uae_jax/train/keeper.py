@@ -154,7 +154,7 @@ class Keeper:
     if step in self._checkpoints.steps():
       return
     log.settle()
-    log.writer.sync()
+    log.writer.flush()
     saved = state.saved()
     run = dict(
       data=self._data.get_state(),

@@ -14,12 +14,14 @@ from uae_jax.eval import report
 from uae_jax.nn import kernels
 from uae_jax.sharding import hosts
 from uae_jax.sharding.mesh import make_mesh, put_batch
-from uae_jax.train import tasks, workdir
+from uae_jax.train import tasks, wandb_writer, workdir, writers
 from uae_jax.train.keeper import Keeper, has_stalled
 from uae_jax.train.lock import Lock
 from uae_jax.train.parts import TURNS, sampled
-from uae_jax.train.writers import MetricWriter, Nobody, Progress, Watcher
+from uae_jax.train.writers import Nobody, Progress, Several, Watcher
 from uae_jax.types import Batch
+
+SHOWN = 8  # images of the gallery that TensorBoard and W&B get
 
 
 def run(config, folder: Path, watcher: Watcher | None = None) -> int:
@@ -56,6 +58,7 @@ def _run(config, folder, watcher) -> int:
   try:
     if first:
       workdir.check(folder, config.to_dict())
+      wandb_writer.check(config.log.wandb)
       if folder.is_dir():
         lock.take()
     mesh = make_mesh(config.mesh.data, config.mesh.model)
@@ -94,11 +97,12 @@ def _train(config, folder, mesh, task, checkpoints, watcher) -> int:
     print(f'resuming {folder} at step {step}')
   writer = progress = Nobody()
   if hosts.is_first():
-    writer = MetricWriter(folder)
+    writer = writers.open_all(folder, config.log.wandb)
     progress = Progress(
       config.train.steps, step, config.log.every, task.headline
     )
   writer.truncate_after(-1 if new else step)
+  writer.write_hparams(workdir.flat(config.to_dict()))
   log = Log(config, writer, progress, task.bad, keeper, watcher)
   turns = [compile_step(step, state) for step in task.steps]
 
@@ -151,7 +155,7 @@ class Log:
   def __init__(
     self,
     config,
-    writer: MetricWriter,
+    writer: Several,
     progress: Progress,
     bad: BadItems,
     keeper: Keeper,
@@ -232,6 +236,17 @@ def evaluate(task, state, step, folder, log) -> None:
   if not hosts.is_first():
     return
   log.writer.write_scalars(step, rows)
+  log.writer.write_images(
+    step,
+    {
+      'source': gallery.source[:SHOWN],
+      'redrawn': gallery.reconstruction[:SHOWN],
+    },
+  )
+  said = '\n'.join(
+    f'{i}. {text}' for i, text in enumerate(gallery.captions[:SHOWN])
+  )
+  log.writer.write_texts(step, {'captions': said})
   report.save_gallery(
     folder,
     step,

@@ -1,23 +1,29 @@
-"""Where metrics go: metrics.jsonl, TensorBoard events, the terminal.
+"""Where metrics go: metrics.jsonl, TensorBoard events, W&B, the terminal.
 
 `MetricWriter` has the method names of `clu.metric_writers.MetricWriter`;
 clu's own writers import TensorFlow, which takes longer than the first step.
 """
 
+import io
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from uae_jax.eval.scenes_bench import Gallery
+from uae_jax.train.wandb_writer import WandbWriter
 
 
 class MetricWriter:
@@ -63,15 +69,72 @@ class MetricWriter:
     self._event(step=step, summary=Summary(value=values))
     self._events.flush()
 
-  def sync(self) -> None:
+  def flush(self) -> None:
     """Until all rows are on the disk."""
     if self._path.exists():
       with open(self._path, 'rb') as f:
         os.fsync(f.fileno())
 
+  def write_images(
+    self, step: int, images: Mapping[str, UInt8[np.ndarray, 'N R Q C']]
+  ) -> None:
+    """Pictures of a tag are tag/0, tag/1, …; to TensorBoard alone."""
+    values = []
+    for tag, pictures in images.items():
+      for i, picture in enumerate(pictures):
+        file = io.BytesIO()
+        Image.fromarray(picture).save(file, 'png')
+        height, width, channels = picture.shape
+        shown = Summary.Image(
+          height=height, width=width, colorspace=channels,
+          encoded_image_string=file.getvalue(),
+        )  # fmt: skip
+        values.append(Summary.Value(tag=f'{tag}/{i}', image=shown))
+    self._event(step=step, summary=Summary(value=values))
+    self._events.flush()
+
+  def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+    """Markdown, to TensorBoard alone."""
+    for tag, text in texts.items():
+      self._event(step=step, summary=text_pb(tag, text))
+    self._events.flush()
+
+  def write_hparams(self, hparams: Mapping[str, Any]) -> None:
+    """A table of keys and values, as the text `config`."""
+    rows = [f'| `{key}` | `{value}` |' for key, value in hparams.items()]
+    table = '\n'.join(['| key | value |', '|---|---|', *rows])
+    self.write_texts(0, {'config': table})
+
   def close(self) -> None:
     """Flushes and closes."""
     self._events.close()
+
+
+class Several:
+  """Writers that all get the same."""
+
+  def __init__(self, writers: Sequence[Any]):
+    self._writers = writers
+
+  def __getattr__(self, name: str):
+    def every(*args, **kw):
+      for writer in self._writers:
+        getattr(writer, name)(*args, **kw)
+
+    return every
+
+
+def open_all(folder: Path, wandb: str) -> Several:
+  """The writers of a run.
+
+  Args:
+    folder: the workdir, which exists.
+    wandb: a project of Weights & Biases; '' is none.
+  """
+  writers = [MetricWriter(folder)]
+  if wandb:
+    writers.append(WandbWriter(folder, wandb))
+  return Several(writers)
 
 
 class Progress:
