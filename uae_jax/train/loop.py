@@ -204,7 +204,9 @@ class Log:
       self.sound = step
     row['time/step'] = seconds
     row['throughput/images_per_s'] = self._rows / seconds
-    if 'caption/length' in row:
+    # A step of the decoder alone may have drawn one caption several times.
+    alone = 'decoder/ratio_max' in row and 'policy/ratio_max' not in row
+    if 'caption/length' in row and not alone:
       words = self._rows * row['caption/length']
       row['throughput/tokens_per_s'] = words / seconds
     row |= self.bad.metrics()
