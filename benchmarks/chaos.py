@@ -196,14 +196,17 @@ def growth(rows: Sequence[Mapping], after: int) -> dict[str, float]:
   """What a process gains after so many steps.
 
   Returns:
-    `slope` in MiB per 100 steps, by least squares; `programs` compiled.
+    `slope` in MiB per 100 steps, the median over all stretches of 50 (an
+    operating system may take back at once what was freed long ago); MiB
+    `first` and `last`; `programs` compiled.
   """
   rows = [row for row in rows if row.get('step', -1) >= after]
-  slope, _ = np.polyfit(
-    [row['step'] for row in rows], [row['bytes'] for row in rows], 1
-  )
+  memory = np.array([row['bytes'] for row in rows]) / 2**20
+  gains = memory[50:] - memory[:-50]
   return dict(
-    slope=slope * 100 / 2**20,
+    slope=2 * float(np.median(gains)) if len(gains) else np.nan,
+    first=memory[0],
+    last=memory[-1],
     programs=rows[-1]['programs'] - rows[0]['programs'],
   )
 

@@ -9,6 +9,7 @@ waits so many seconds where it starts on something.
 
 import json
 import os
+import re
 import sys
 import time
 import zlib
@@ -22,8 +23,13 @@ from uae_jax.ckpt.orbax_io import Checkpoints
 from uae_jax.train import loop
 
 LINGER = float(os.environ.get('CHAOS_LINGER', 0))
-PAGE = os.sysconf('SC_PAGE_SIZE')
 COMPILED = '/jax/core/compile/backend_compile_duration'
+
+
+def own_memory() -> int:
+  """Bytes that this process has written; pages of files come and go."""
+  status = Path('/proc/self/status').read_text()
+  return int(re.search(r'RssAnon:\s*(\d+) kB', status)[1]) * 1024
 
 
 class Diary:
@@ -61,9 +67,8 @@ class Diary:
     """`Log.step`, which is called once for each step."""
 
     def noted(log, step, metrics):
-      pages = int(Path('/proc/self/statm').read_text().split()[1])
       self.write(
-        step=step, items=self._items, bytes=pages * PAGE, programs=self.programs
+        step=step, items=self._items, bytes=own_memory(), programs=self.programs
       )
       return log_step(log, step, metrics)
 
