@@ -100,7 +100,7 @@ def _problems(words: list[str], parsed: list) -> list[str]:
       parsed.append(('uae_jax.main', rest[1:]))
     return wrong
   if first.startswith('--'):
-    parsed.append(('flags', words))
+    parsed.append(('flags', [re.sub('=N$', '=1', word) for word in words]))
     return []
   if first not in OTHERS:
     return [f'{first} is no program that is known here']

@@ -109,9 +109,7 @@ def packages() -> tuple[dict[str, Any], list[str]]:
   extras = re.findall(r'extra == "([\w-]+)"', ' '.join(map(str, wanted)))
   lacking = {
     extra: [
-      f'{x.name}{x.specifier}'
-      for x in wanted
-      if needed(x, extra) and not there(x)
+      str(x).split(';')[0] for x in wanted if needed(x, extra) and not there(x)
     ]
     for extra in ('', *sorted(set(extras)))
   }
