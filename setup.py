@@ -18,8 +18,14 @@ INSTALL = [
   'jaxtyping>=0.3.2',  # shapes in signatures
   'numpy>=2.0',
   'scipy>=1.14',  # optimal matching of captions to objects
+  'packaging>=24',  # requirements, as tools.doctor reads them
   'pillow>=11',  # image files, resize as the hub's processors do
   'tensorboard>=2.19',  # its event format, written without TensorFlow
+]
+
+DOCS = [
+  'mkdocs-material>=9.5',  # the site of docs/, its look
+  'mkdocstrings[python]>=0.27',  # reference from docstrings, nothing imported
 ]
 
 EXTRAS = {
@@ -51,7 +57,10 @@ EXTRAS = {
     'ipykernel>=6.29',  # their kernel
     'matplotlib>=3.9',  # their pictures
     'selenium>=4.20',  # pages in Chromium, where there is one
+    *DOCS,
   ],
+  'docs': DOCS,
+  'wandb': ['wandb>=0.19'],  # log.wandb
   # Endpoints that compare captions or see images, and their answers' schema.
   'judges': ['openai>=1.60', 'jsonschema>=4'],
   'detect': ['torch>=2.4', 'timm>=1.0'],  # transformers' object detectors

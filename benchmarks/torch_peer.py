@@ -8,6 +8,7 @@ folders that this package has written, and the numpy arrays of one batch.
 """
 
 import copy
+import functools
 import json
 import sys
 import time
@@ -107,10 +108,15 @@ class Peer:
 
   def stages(self) -> dict:
     """By name; `agree` and `compile` are no part of a comparison."""
-    return dict(
-      rollout=self.rollout, draw=self.draw, reward=self.reward,
-      update=self.update, step=self.step,
-    )  # fmt: skip
+    names = ('rollout', 'draw', 'reward', 'update', 'step')
+    return {name: functools.partial(self.whole, name) for name in names}
+
+  def whole(self, name: str):
+    """A stage to its end: CUDA works on after the call."""
+    found = getattr(self, name)()
+    if self.device == 'cuda':
+      torch.cuda.synchronize()
+    return found
 
   @torch.no_grad()
   def rollout(self):
@@ -237,9 +243,9 @@ class Peer:
     """Draws by `torch.compile` from here on, if that is faster."""
 
     def seconds():
-      self.draw()
+      self.whole('draw')
       start = time.perf_counter()
-      self.draw()
+      self.whole('draw')
       return time.perf_counter() - start
 
     eager = seconds()

@@ -1,5 +1,6 @@
 """The command line: what a user gets for a mistake."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ from uae_jax.train.lock import Lock
 
 ROOT = Path(__file__).parent.parent
 UMM1 = '--config=configs/umm1.py'
+HAS_WANDB = importlib.util.find_spec('wandb') is not None
 
 
 def run(*args):
@@ -62,6 +64,11 @@ def test_a_bad_command_line_is_one_line_and_exit_2(args, says):
     ('rollout.bottleneck=pixels', 'pixels'),
     ('train.group_size=1', 'group_size'),
     ('optim.schedule=magic', 'magic'),
+    pytest.param(
+      'log.wandb=umm',
+      'pip install',
+      marks=pytest.mark.skipif(HAS_WANDB, reason='W&B is installed'),
+    ),
   ],
 )
 def test_a_bad_value_is_one_line_exit_2_and_nothing_written(

@@ -58,6 +58,15 @@ KERNELS = {
   'splash': functools.partial(kernels.splash, interpret=True),
   'dot_product': functools.partial(kernels.dot_product, implementation='xla'),
 }
+# As devices run them, not interpreted.
+FUSED = {
+  'cudnn': functools.partial(kernels.dot_product, implementation='cudnn'),
+  'splash': kernels.splash,
+}
+ON_DEVICE = [
+  pytest.param('cudnn', marks=pytest.mark.gpu_only),
+  pytest.param('splash', marks=pytest.mark.tpu_only),
+]
 
 
 def slopes(fn, q, segments, ids):
@@ -75,8 +84,8 @@ def slopes(fn, q, segments, ids):
   return jax.tree.map(lambda x: np.asarray(x, np.float32), (out, found))
 
 
-def check(kernel, q, segments, ids=None, tolerance=2e-5):
-  got = slopes(KERNELS[kernel], q, segments, ids)
+def check(kernel, q, segments, ids=None, tolerance=2e-5, among=KERNELS):
+  got = slopes(among[kernel], q, segments, ids)
   want = slopes(attention._attend, q, segments, ids)
   for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
     np.testing.assert_allclose(a, b, atol=tolerance * np.abs(b).max())
@@ -101,6 +110,23 @@ def test_kernels_in_bf16_are_as_close_as_documented(kernel):
   half = lambda x: x.astype(jnp.bfloat16)
   segments = [s._replace(k=half(s.k), v=half(s.v)) for s in segments]
   check(kernel, half(q), segments, tolerance=2e-2)
+
+
+@pytest.mark.parametrize('kernel', ON_DEVICE)
+@pytest.mark.parametrize('case', CASES)
+def test_fused_kernels_attend_as_the_products_do(kernel, case):
+  q, segments = case()
+  half = lambda x: x.astype(jnp.bfloat16)
+  segments = [s._replace(k=half(s.k), v=half(s.v)) for s in segments]
+  check(kernel, half(q), segments, tolerance=2e-2, among=FUSED)
+
+
+@pytest.mark.parametrize('kernel', ON_DEVICE)
+def test_fused_kernels_are_chosen(kernel):
+  q, segments = alone()
+  with kernels.use(kernel):
+    assert kernels.choose(q.astype(jnp.bfloat16), segments) is not None
+    assert kernels.choose(q, segments) is None  # float32
 
 
 @pytest.mark.parametrize('model', [1, 2, 4])

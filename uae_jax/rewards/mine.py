@@ -37,7 +37,7 @@ class Given:
     images: drawn from the captions, in [0, 1].
     tokens: of the captions, padded after EOS.
     mask: True up to and including EOS.
-    texts: [B][G] captions as text; None on the device.
+    texts: captions as text, B lists of G; None on the device.
   """
 
   source: Float[Array, 'B R Q 3']

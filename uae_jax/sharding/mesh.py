@@ -13,12 +13,16 @@ from jax.sharding import PartitionSpec as P
 from uae_jax.errors import UserError
 
 
-def use_compilation_cache() -> None:
-  """Keeps compiled programs between runs, in ~/.cache/uae_jax if not told."""
-  cache = os.environ.get(
+def cache_folder() -> str:
+  """Where compiled programs are kept: ~/.cache/uae_jax if not told."""
+  return os.environ.get(
     'JAX_COMPILATION_CACHE_DIR', str(Path.home() / '.cache' / 'uae_jax')
   )
-  jax.config.update('jax_compilation_cache_dir', cache)
+
+
+def use_compilation_cache() -> None:
+  """Keeps compiled programs between runs, in `cache_folder`."""
+  jax.config.update('jax_compilation_cache_dir', cache_folder())
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 2)
 
 

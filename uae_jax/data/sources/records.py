@@ -93,7 +93,7 @@ def array_record_source(
 def tfds_source(
   name: str, bad: BadItems | None = None, captions: bool = False
 ) -> ExampleSource:
-  """Examples of NAME[/CONFIG[/VERSION]][:SPLIT], the split `train` if unsaid.
+  """Examples of `NAME[/CONFIG[/VERSION]][:SPLIT]`; the split is else `train`.
 
   The dataset is one that TFDS has prepared below $TFDS_DATA_DIR or
   ~/tensorflow_datasets; its own code is not run.
