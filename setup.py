@@ -66,7 +66,6 @@ EXTRAS = {
   'detect': ['torch>=2.4', 'timm>=1.0'],  # transformers' object detectors
   'bench': ['matplotlib>=3.9'],  # draws what was measured
   'notebooks': ['jupyter>=1.1', 'matplotlib>=3.9'],
-  'demo': ['gradio>=6'],  # tools.demo, a page to try models on
   'dev': ['pre-commit>=4', 'ruff>=0.14'],
 }
 

@@ -120,8 +120,8 @@ QUESTIONS = {
 # none of them is rewarded by: a first look.
 _TOUR = {
   'default': {},
-  'views-reward': QUESTIONS['reward']['views'],
   'shape-blind': QUESTIONS['eyes']['blind'],
+  'views-reward': QUESTIONS['reward']['views'],
   'hidden-states': QUESTIONS['bottleneck']['hidden'],
   'group-of-2': QUESTIONS['group']['2'],
   'no-kl': QUESTIONS['kl']['0'],

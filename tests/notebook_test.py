@@ -45,9 +45,10 @@ def test_mistakes_in_a_config_are_named(name, part, changes, says):
 
 def test_a_variable_makes_runs_shorter_and_never_longer(monkeypatch):
   monkeypatch.delenv('UAE_JAX_NOTEBOOK_STEPS', raising=False)
-  assert notebook.steps(60) == 60
+  assert notebook.steps(60) == 60 and notebook.some('abc') == ['a', 'b', 'c']
   monkeypatch.setenv('UAE_JAX_NOTEBOOK_STEPS', '2')
   assert notebook.steps(60) == 2 and notebook.steps(1) == 1
+  assert notebook.some('abc') == ['a', 'b'] and notebook.some('a') == ['a']
   for wrong in ('0', '-1', 'two'):
     monkeypatch.setenv('UAE_JAX_NOTEBOOK_STEPS', wrong)
     with pytest.raises(UserError, match='say a number'):

@@ -13,8 +13,8 @@ NOTEBOOKS = sorted((ROOT / 'notebooks').glob('*.ipynb'))
 NAMES = [
   '1_autoencoder', '2_unified_grpo', '3_ablations', '4_your_checkpoint',
 ]  # fmt: skip
-# The two that need a minute or more compile whole training steps.
-SLOW = ('2_unified_grpo', '3_ablations')
+# These compile training steps, or a plan's programs, for a minute or more.
+SLOW = ('2_unified_grpo', '3_ablations', '4_your_checkpoint')
 
 
 def offences(text: str) -> list[str]:

@@ -31,6 +31,7 @@ PANELS = (
   'Reward', 'What captions get right', 'Caption length, tokens',
   'KL to the start', 'Entropy, nats per token', 'Reward inside a group',
 )  # fmt: skip
+SHORT = 'UAE_JAX_NOTEBOOK_STEPS'  # makes runs shorter, for a test of all
 COLOURS = ('#2459b8', '#b8500f', '#1f7a45', '#8a3fa8', '#8c1c3a', '#5c6068')
 DASHES = ('-', '--', '-.', ':', (0, (5, 1)), (0, (1, 1)))
 
@@ -76,10 +77,15 @@ def steps(wanted: int) -> int:
   Raises:
     UserError: the variable is no whole number above 0.
   """
-  said = os.environ.get('UAE_JAX_NOTEBOOK_STEPS', str(wanted))
+  said = os.environ.get(SHORT, str(wanted))
   if not said.isdecimal() or not int(said):
-    raise UserError(f'UAE_JAX_NOTEBOOK_STEPS={said!r}: say a number of steps')
+    raise UserError(f'{SHORT}={said!r}: say a number of steps')
   return min(wanted, int(said))
+
+
+def some(runs: Sequence[str]) -> list[str]:
+  """All `runs`, or the first two where UAE_JAX_NOTEBOOK_STEPS is set."""
+  return [*runs][: 2 if SHORT in os.environ else None]
 
 
 def new_folder() -> Path:
