@@ -65,6 +65,7 @@ EXTRAS = {
   'judges': ['openai>=1.60', 'jsonschema>=4'],
   'detect': ['torch>=2.4', 'timm>=1.0'],  # transformers' object detectors
   'bench': ['matplotlib>=3.9'],  # draws what was measured
+  'demo': ['gradio>=6'],  # the page of tools.demo
   'notebooks': ['jupyter>=1.1', 'matplotlib>=3.9'],
   'dev': ['pre-commit>=4', 'ruff>=0.14'],
 }
