@@ -20,8 +20,7 @@ RUNS = [
   f'{question}-{run}'
   for question, runs in ablations.QUESTIONS.items()
   for run, changes in runs.items()
-  # Weights of glyphs have to be made; a tour's runs are those of others.
-  if changes and question not in ('glyphs', 'tour')
+  if changes and question != 'tour'  # whose runs are those of others
 ]
 # What `config` sets, whatever an ablation says.
 SHORTENED = (
