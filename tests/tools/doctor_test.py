@@ -20,9 +20,9 @@ def said(tmp_path_factory):
   """(code, stdout, stderr): as people read it, as programs do, in trouble."""
   folder = tmp_path_factory.mktemp('doctor')
   (folder / 'file').write_text('')
-  blocked = f'--workdir={folder / "file" / "runs"}'
+  blocked = f'--folder={folder / "file" / "runs"}'
   return run(
-    'doctor', [f'--workdir={folder}'], ['--json', '--test=false'],
+    'doctor', [f'--folder={folder}'], ['--json', '--test=false'],
     ['--test=false', blocked], ['--json', '--test=false', blocked],
     ['--test=false', '--attention=magic'],
   )  # fmt: skip
@@ -54,7 +54,7 @@ def test_a_problem_is_one_line_and_exit_2(said):
   for i in (2, 3):
     code, out, err = said[i]
     assert code == 2 and len(err.splitlines()) == 1
-    assert 'cannot be written' in err and '--workdir=' in err
+    assert 'cannot be written' in err and '--folder=' in err
   assert len(json.loads(said[3][1])['problems']) == 1
   code, _, err = said[4]
   assert code == 2 and 'magic' in err

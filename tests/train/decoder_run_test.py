@@ -54,6 +54,7 @@ def test_both_are_exported_and_drawn_as_evaluated(run):
     assert moved, at
 
 
+@pytest.mark.slow
 def test_adapters_of_the_decoder_start_from_their_reference(tmp_path):
   c = config('umm1', 'decoder', **{
     **CHANGES, 'flow.lora_rank': 2, 'flow.lora_export': 'adapter',

@@ -37,7 +37,7 @@ class Log:
 
   def __init__(self):
     self.skipped, self.sound, self.said = 0, 0, []
-    self.writer = SimpleNamespace(sync=lambda: None)
+    self.writer = SimpleNamespace(flush=lambda: None)
 
   def settle(self):
     pass

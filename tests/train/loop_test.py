@@ -177,7 +177,15 @@ def test_photographs_of_any_size_and_mode(tmp_path):
 
 
 @pytest.mark.parametrize(
-  'part', ['reward', 'judge_views', 'policy', 'decoder', 'glyphs_policy']
+  'part',
+  [
+    'reward',
+    'glyphs_policy',
+    *(
+      pytest.param(part, marks=pytest.mark.slow)
+      for part in ('judge_views', 'policy', 'decoder')
+    ),
+  ],
 )
 def test_the_cold_start_recipe_runs_and_exports_what_the_zoo_loads(
   part, tmp_path

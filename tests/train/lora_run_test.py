@@ -76,7 +76,7 @@ def test_only_adapters_are_in_the_checkpoint(runs):
   'change, says',
   [
     ({'lora.targets': ('nothing',)}, 'match no kernel'),
-    ({'lora.rank': -1}, 'at least 1'),
+    ({'lora.rank': -1}, 'lora.rank=-1'),
     ({'lora.export': 'both'}, 'lora.export'),
   ],
 )

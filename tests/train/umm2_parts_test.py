@@ -14,6 +14,7 @@ from uae_jax.train import loop
 START = 'bundled:umm2/policy'
 
 
+@pytest.mark.slow
 def test_a_flow_matching_detokenizer_draws_in_place_of_the_vq(tmp_path):
   folder = tmp_path / 'run'
   changes = {'train.steps': 2, 'eval.every': 8}
@@ -26,7 +27,14 @@ def test_a_flow_matching_detokenizer_draws_in_place_of_the_vq(tmp_path):
   assert drawn.shape == (32, 32, 3)
 
 
-@pytest.mark.parametrize('part', ['tokenizer', 'policy', 'detokenizer'])
+@pytest.mark.parametrize(
+  'part',
+  [
+    'policy',
+    pytest.param('tokenizer', marks=pytest.mark.slow),
+    pytest.param('detokenizer', marks=pytest.mark.slow),
+  ],
+)
 def test_the_cold_start_recipe_trains_its_part_alone(part, tmp_path):
   folder = tmp_path / 'run'
   changes = {'train.steps': 2, 'eval.every': 8}

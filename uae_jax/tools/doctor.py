@@ -1,6 +1,6 @@
 """What is installed, what is here, and does it compute the right numbers?
 
-`python -m uae_jax.tools.doctor [--workdir=runs] [--json]`
+`python -m uae_jax.tools.doctor [--folder=runs] [--json]`
 
 Prints versions, devices and their memory, the attention that each family of
 models gets on them, folders that a run writes to, limits of the system and
@@ -27,7 +27,7 @@ from uae_jax.errors import UserError
 from uae_jax.sharding import mesh as mesh_lib
 from uae_jax.tools import cli
 
-WORKDIR = flags.DEFINE_string('workdir', 'runs', 'Where runs will write.')
+FOLDER = flags.DEFINE_string('folder', 'runs', 'Where runs will write.')
 ATTENTION = flags.DEFINE_string('attention', 'auto', 'As model.attention.')
 TEST = flags.DEFINE_bool('test', True, 'Let the bundled model redraw a scene.')
 JSON = flags.DEFINE_bool('json', False, 'Print one JSON object instead.')
@@ -198,7 +198,7 @@ def folders() -> tuple[dict[str, Any], list[str]]:
   for name, folder, change in (
     ('compiled programs', mesh_lib.cache_folder(),
      'set JAX_COMPILATION_CACHE_DIR to a folder that can be'),
-    ('workdir', WORKDIR.value, 'say --workdir=FOLDER that can be'),
+    ('workdir', FOLDER.value, 'say --folder=FOLDER that can be'),
   ):  # fmt: skip
     ok = '://' in folder or writable(Path(folder).expanduser())
     found[name] = folder if ok else f'{folder} cannot be written'

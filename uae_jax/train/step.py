@@ -79,7 +79,7 @@ class StepOptions:
   entropy: float = 0.0
   ema: float = 0.0
   guard: Guard = Guard()
-  lora: Mapping[str, LoRA] = dataclasses.field(default_factory=dict)
+  lora: Mapping[str, LoRA] = dataclasses.field(default_factory=dict, hash=False)
   rollout_size: int = 0
   update_size: int = 0
   gathered: Callable[[Any], Any] = lambda policy: policy
