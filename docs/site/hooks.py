@@ -46,6 +46,10 @@ def on_files(files, config):
   """Adds the pages that are made from the tree."""
   made = {f'reference/{n}.md': text for n, text in [*packages(), *configs()]}
   made |= {uri: (ROOT / path).read_text() for path, uri in PAGES.items()}
+  made |= {  # to be downloaded
+    f'notebooks/{path.name}': path.read_text()
+    for path in sorted((ROOT / 'notebooks').glob('*.ipynb'))
+  }
   for uri, text in {**made, 'reference/index.md': index()}.items():
     files.append(File.generated(config, uri, content=text))
   return files
