@@ -200,7 +200,8 @@ def folders() -> tuple[dict[str, Any], list[str]]:
      'set JAX_COMPILATION_CACHE_DIR to a folder that can be'),
     ('workdir', FOLDER.value, 'say --folder=FOLDER that can be'),
   ):  # fmt: skip
-    ok = '://' in folder or writable(Path(folder).expanduser())
+    bucket = name != 'workdir' and '://' in folder  # of a cache alone
+    ok = bucket or writable(Path(folder).expanduser())
     found[name] = folder if ok else f'{folder} cannot be written'
     if not ok:
       problems.append(f'{folder} cannot be written: {change}')
