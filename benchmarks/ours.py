@@ -138,6 +138,12 @@ class Ours:
     return file
 
 
+def peak() -> int:
+  """Bytes in use at most: the accelerator's, or this process'."""
+  stats = jax.devices()[0].memory_stats() or {}
+  return stats.get('peak_bytes_in_use') or worker.peak()
+
+
 def done(x):
   """Waits for it."""
   return jax.block_until_ready(x)
@@ -162,6 +168,7 @@ def main() -> None:
       stages[name]()
     worker.serve(
       stages,
+      peak,
       given=str(given),
       device=jax.devices()[0].device_kind,
       version=jax.__version__,

@@ -3,8 +3,10 @@
 A shape is the config of a run whose folders of weights are in the hub's
 layout, so that this package, transformers and diffusers read the same files.
 `embedded` is the default run; `middle` has the proportions of a real one, at
-a size that two CPU cores can work on, with weights drawn here; `pod` is for a
-GPU: Qwen2.5-VL-3B and SD3.5-medium, random weights too.
+a size that two CPU cores can work on, with weights drawn here; `gpu` and
+`gpu-cudnn` are the same models with images enough for a GPU, in bfloat16, by
+written-out products and by cuDNN's attention; `pod` is for a large GPU:
+Qwen2.5-VL-3B and SD3.5-medium, random weights too.
 """
 
 import dataclasses
@@ -146,18 +148,18 @@ def tokens() -> dict[str, int]:
   }
 
 
+SIDES = {'data.side': 256, 'data.max_pixels': 420 * 420}
+ROLLOUT = {'rollout.length': 64, 'rollout.draw_steps': 4}
+BFLOAT16 = {'model.dtype': 'bfloat16', 'model.frozen_dtype': 'bfloat16'}
+GPU = {
+  **SIDES, **ROLLOUT, **BFLOAT16,
+  'train.images': 16, 'memory.drawings': 0, 'model.attention': 'xla',
+}  # fmt: skip
 SHAPES = {
   'embedded': Shape({}),
-  'middle': Shape(
-    {
-      'train.images': 1,
-      'rollout.length': 64,
-      'rollout.draw_steps': 4,
-      'data.side': 256,
-      'data.max_pixels': 420 * 420,
-    },
-    MIDDLE,
-  ),
+  'middle': Shape({**SIDES, **ROLLOUT, 'train.images': 1}, MIDDLE),
+  'gpu': Shape(GPU, MIDDLE),
+  'gpu-cudnn': Shape({**GPU, 'model.attention': 'cudnn'}, MIDDLE),
   'pod': Shape(
     {
       'train.images': 8,
@@ -165,8 +167,7 @@ SHAPES = {
       'rollout.draw_steps': 10,
       'data.side': 512,
       'data.max_pixels': 448 * 448,
-      'model.dtype': 'bfloat16',
-      'model.frozen_dtype': 'bfloat16',
+      **BFLOAT16,
       'model.attention': 'cudnn',
       'model.remat': 'full',
       'model.chunk': 64,

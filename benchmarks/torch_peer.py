@@ -282,6 +282,8 @@ def agreement(peer: Peer, arrays) -> dict[str, float]:
 
 def main() -> None:
   """`python -m benchmarks.torch_peer GIVEN.json DTYPE`: serves."""
+  if torch.cuda.is_available():
+    torch.set_float32_matmul_precision('high')  # TF32, as JAX has it
   given = json.loads(Path(sys.argv[1]).read_text())
   peer = Peer(given, getattr(torch, sys.argv[2]))
   stages = peer.stages()
@@ -289,7 +291,12 @@ def main() -> None:
   drawn_by = peer.fastest()
   for stage in stages.values():  # warms up
     stage()
-  worker.serve(stages, draws=drawn_by, agrees=agrees, version=torch.__version__)
+  most = torch.cuda.max_memory_allocated
+  if peer.device == 'cpu':
+    most = worker.peak
+  worker.serve(
+    stages, most, draws=drawn_by, agrees=agrees, version=torch.__version__
+  )
 
 
 if __name__ == '__main__':

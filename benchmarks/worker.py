@@ -45,12 +45,20 @@ class Worker:
     raise SystemExit(f'a side ended early: {" ".join(self.process.args)}')
 
 
+def peak() -> int:
+  """The most memory that this process has had, in bytes."""
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def serve(
-  stages: Mapping[str, Callable[[], Mapping[str, Any] | None]], **about: Any
+  stages: Mapping[str, Callable[[], Mapping[str, Any] | None]],
+  most: Callable[[], int] = peak,
+  **about: Any,
 ) -> None:
   """The child's end: runs `stages` by name, as lines on stdin ask for them.
 
-  A stage returns when its work is done, with whatever is to be told of it.
+  A stage returns when its work is done, with whatever is to be told of it;
+  `most` tells the bytes of memory that were in use at most until then.
   """
   say = lambda **row: print(json.dumps(row), flush=True)
   say(**about)
@@ -58,9 +66,4 @@ def serve(
     start = time.perf_counter()
     found = stages[line.strip()]() or {}
     seconds = time.perf_counter() - start
-    say(**{'seconds': seconds, 'peak_bytes': peak(), **found})
-
-
-def peak() -> int:
-  """The most memory that this process has had, in bytes."""
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    say(**{'seconds': seconds, 'peak_bytes': most(), **found})

@@ -81,8 +81,10 @@ QUESTIONS = {
   },
   # What becomes of letters, which no tower of the reward has ever seen?
   'glyphs': {
-    'towers': {},
+    'clip': {'ckpt.judges': 'bundled:umm1/judge_clip'},
+    'ensemble': ENSEMBLE,
     'letters': {
+      'ckpt.judges': 'bundled:umm1/judge_clip',
       'rewards.mine': 'uae_jax.data.scenes.rewards:letters_said',
       'rewards.mine_weight': 0.3,
     },

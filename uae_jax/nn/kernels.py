@@ -215,6 +215,8 @@ def dot_product(q, segments, ids=None, *, implementation: str = 'cudnn'):
     seen = both((ids[:, :, None] == ids[:, None, :])[:, None])
   if there is not None:
     seen = both(there[:, None, None])
+  if seen is not None:  # cuDNN broadcasts over rows and heads alone
+    seen = jnp.broadcast_to(seen, (*seen.shape[:2], *mask.shape))
   out = jax.nn.dot_product_attention(
     q, k, v, mask=seen, scale=1.0, implementation=implementation
   )
