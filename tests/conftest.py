@@ -9,6 +9,7 @@ import gc
 import os
 import shutil
 import tempfile
+from importlib import metadata
 
 PLATFORM = os.environ.get('UAE_JAX_TEST_PLATFORM', 'cpu')
 os.environ['JAX_PLATFORMS'] = 'cpu' if PLATFORM == 'cpu' else f'{PLATFORM},cpu'
@@ -19,6 +20,8 @@ DEVICES = '--xla_force_host_platform_device_count=8'
 FAST = (
   '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
 )
+if metadata.version('jaxlib').startswith('0.10.'):  # later ones have no such
+  FAST += ' --xla_cpu_use_fusion_emitters=false'
 if DEVICES not in os.environ.get('XLA_FLAGS', ''):
   flags = [os.environ.get('XLA_FLAGS', ''), DEVICES]
   os.environ['XLA_FLAGS'] = ' '.join(flags + [FAST] * (PLATFORM == 'cpu'))

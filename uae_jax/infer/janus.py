@@ -58,7 +58,7 @@ def load_janus(
   tok = tokenize.load_tokenizer(folder)
   fields = maps_janus.from_hf(hf.read_config(folder))
   size, patch = (fields['vision'][key] for key in ('size', 'patch'))
-  family = dict(system=SYSTEM, guidance=5.0)
+  family = dict(system=SYSTEM, guidance=5.0, height=size, width=size)
   options = options_lib.combine(family, stored, said)
   both, vq = zoo.janus_from_folder(folder, tok.id(IMAGE), dtype=options.dtype)
   params = zoo.weights(both, folder, mesh, dtype=options.dtype)
