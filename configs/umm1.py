@@ -150,6 +150,9 @@ def get_config(variant: str = '') -> ConfigDict:
   c.data.prompt = 'describe every object in the image'
   c.data.system = ''  # system turn of the chat template; '': none
   c.data.side = 32  # pixels of the drawn image
+  # Shapes of training batches, of images of like aspect: ('448x576', '512x512',
+  # '576x448'), height first; (): squares of data.side, as evaluation has.
+  c.data.buckets = ()
   c.data.max_pixels = 1024  # of the image as the policy sees it
 
   c.model = ConfigDict()

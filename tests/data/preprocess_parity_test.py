@@ -53,5 +53,5 @@ def test_square_view(h, w):
   image = _photo(h, w)
   processor = CLIPImageProcessorPil(do_normalize=False)
   want = processor(images=image, return_tensors='np')['pixel_values'][0]
-  got = preprocess.square_view(image, 224) / np.float32(255)
+  got = preprocess.fitted_view(image, 224, 224) / np.float32(255)
   np.testing.assert_allclose(got.transpose(2, 0, 1), want, rtol=0, atol=1e-6)

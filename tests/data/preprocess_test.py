@@ -182,7 +182,7 @@ def test_unreadable_files_are_named(tmp_path):
     preprocess.read_image(str(tmp_path / 'thin.png'))
 
 
-def test_square_view_crops_the_middle():
+def test_a_fitted_view_crops_the_middle():
   image = np.zeros((32, 96, 3), np.uint8)
   image[:, 32:64] = 255
-  np.testing.assert_array_equal(preprocess.square_view(image, 32), 255)
+  np.testing.assert_array_equal(preprocess.fitted_view(image, 32, 32), 255)

@@ -15,6 +15,7 @@ from uae_jax.errors import UserError
 from uae_jax.sharding.mesh import make_mesh
 from uae_jax.train import loop, tasks, workdir
 from uae_jax.train.parts import Loader
+from uae_jax.umm.painter import Painter
 
 CAPTION = 'small red circle top left'
 
@@ -47,6 +48,79 @@ def test_a_run_counts_what_it_leaves_out_and_goes_on(tmp_path):
   assert len(names) == len(listed) <= 3
   last = rows(folder, 'reward/')[-1]
   assert 2 <= last['data/bad/not_an_image'] <= 3
+
+
+def shaped(folder, n=64):
+  """Wide and tall images with captions; URI."""
+  out = []
+  for i in range(n):
+    file = io.BytesIO()
+    size = (48, 36) if i % 2 else (36, 48)
+    Image.new('RGB', size, (4 * i, 0, 0)).save(file, 'PNG')
+    out.append(stores.Item(f'{i:03d}.png', file.getvalue(), CAPTION))
+  return stores.write('images', folder, out)
+
+
+@pytest.fixture
+def shapes(monkeypatch):
+  """Shapes of batches that were read, and of what a painter has met."""
+  seen = dict(read=set(), met=set())
+  to_batch, encode, decode = loop.to_batch, Painter.encode, Painter.decode
+
+  def reads(host, mesh):
+    seen['read'].add(host['image'].shape[1:3])
+    return to_batch(host, mesh)
+
+  def encodes(self, params, images):
+    seen['met'].add(images.shape[1:3])
+    return encode(self, params, images)
+
+  def decodes(self, params, x):
+    images = decode(self, params, x)
+    seen['met'].add(images.shape[1:3])
+    return images
+
+  monkeypatch.setattr(loop, 'to_batch', reads)
+  monkeypatch.setattr(Painter, 'encode', encodes)
+  monkeypatch.setattr(Painter, 'decode', decodes)
+  return seen
+
+
+@pytest.mark.parametrize(
+  'name, part',
+  [
+    ('umm1', ''),
+    pytest.param('umm1', 'decoder', marks=pytest.mark.slow),
+    ('pretrain', 'longcap'),
+  ],
+)
+def test_a_run_draws_in_the_shape_of_its_batch(name, part, tmp_path, shapes):
+  uri = shaped(tmp_path / 'a')
+  c = config(name, part, **{
+    'data.source': uri, 'data.heldout': uri, 'train.steps': 3,
+    'data.buckets': ('24x32', '32x24'), 'ckpt.every': 8, 'eval.every': 8,
+  })  # fmt: skip
+  folder = tmp_path / 'run'
+  assert loop.run(c, folder) == 0
+  found = rows(folder, 'optim/loss')
+  assert len(found) == 3 and all(np.isfinite(r['optim/loss']) for r in found)
+  assert shapes['read'] == {(24, 32), (32, 24)}
+  assert shapes['met'] == {(32, 32), *shapes['read']}  # evaluation is square
+
+
+@pytest.mark.parametrize(
+  'bucket, why',
+  [
+    ('24x30', 'multiples of 4'),
+    ('32x36', 'beyond 32 pixels'),
+    ('24', 'HEIGHT'),
+  ],
+)
+def test_a_bucket_that_cannot_be_drawn_is_refused(bucket, why, tmp_path):
+  c = config(**{'data.buckets': (bucket,)})
+  with pytest.raises(UserError, match=why):
+    loop.run(c, tmp_path / 'run')
+  assert not (tmp_path / 'run' / 'checkpoints').exists()
 
 
 def test_too_many_broken_images_end_a_run_with_one_line(tmp_path):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 import grain
 import numpy as np
 
-from uae_jax.data import preprocess, tokenize
+from uae_jax.data import buckets, preprocess, tokenize
 from uae_jax.data.preprocess import Example
 from uae_jax.data.scenes import draw, glyphs, grammar
 from uae_jax.data.scenes.prompts import prompts
@@ -103,6 +103,11 @@ class SceneSource:
       string = glyphs.sample(rng, scene)
     return string
 
+  def size(self, index: int) -> tuple[int, int]:
+    """(height, width) of every image."""
+    del index
+    return self.side, self.side
+
   def read(self, index: int) -> Example | None:
     """The record; never None, as drawn scenes are never corrupt."""
     return self[index]
@@ -182,8 +187,9 @@ class MakeExample:
     """
     image = record['image']
     example = self.read(image)
-    square = preprocess.square_view(image, self.image_side)
-    example['image'] = square.astype(np.float32) / 255
+    shape = record.get('bucket', (self.image_side, self.image_side))
+    fitted = preprocess.fitted_view(image, *shape)
+    example['image'] = fitted.astype(np.float32) / 255
     if self.keep_truth and 'truth' in record:
       truth = np.full((self.max_objects, 5), -1, np.int32)
       truth[: len(record['truth'])] = record['truth']
@@ -270,6 +276,7 @@ def make_loader(
   mine: Sequence[int] | None = None,
   threads: int = 2,
   shuffle: bool = True,
+  shapes: Sequence[tuple[int, int]] = (),
 ) -> grain.DatasetIterator:
   """Endless shuffled batches; every process reads its share of each.
 
@@ -288,11 +295,20 @@ def make_loader(
     mine: which rows of a batch are read here; all if not told.
     threads: that prepare batches ahead, each one of its own.
     shuffle: off keeps the source's order.
+    shapes: (height, width) that images are fitted to, batch by batch, see
+      `buckets`; none: all are squares.
 
   Returns:
     An iterator whose place is read and set by `get_state`, `set_state`.
   """
-  rows = mixture.ordered(source, seed, shuffle, ENDLESS).random_map(example)
+  order = lambda source: mixture.ordered(source, seed, shuffle, ENDLESS)
+  rows = order(source)
+  if shapes:
+    like = buckets.Bucketed(
+      rows, order(buckets.sizes(source)), shapes, batch=batch, seed=seed
+    )
+    rows = grain.MapDataset.source(like).seed(seed)
+  rows = rows.random_map(example)
   if mine is not None and len(mine) < batch:
     rows = grain.MapDataset.source(Share(rows, batch, tuple(mine)))
     batch = len(mine)

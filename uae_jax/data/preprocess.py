@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from uae_jax.data.tokenize import Template
 from uae_jax.errors import UserError
@@ -84,6 +84,24 @@ def read_image(
     if 'truncated' in str(e).lower():
       reason = 'truncated'
   raise BadItem(reason, f'cannot read image {name}: {why}')
+
+
+def image_size(file: str | Path | BinaryIO) -> tuple[int, int]:
+  """(height, width) of an upright image, by its header alone.
+
+  Raises:
+    BadItem: it has none.
+    OSError: it cannot be read.
+  """
+  try:
+    with Image.open(file) as image:
+      w, h = image.size
+      turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+  except FileNotFoundError:
+    raise
+  except Exception as e:  # decoders raise whatever they meet
+    raise BadItem('corrupt', f'{file}: {e}') from None
+  return (w, h) if turned else (h, w)
 
 
 def _check_size(name: Any, w: int, h: int) -> None:
@@ -189,16 +207,22 @@ def mrope_positions(
   return np.concatenate(parts, 1).astype(np.int32)
 
 
-def square_view(
-  image: Image.Image | np.ndarray, side: int
-) -> UInt8[np.ndarray, 'R R 3']:
-  """CLIP's view: shortest side resized to `side`, bicubic; centre crop."""
+def fitted_view(
+  image: Image.Image | np.ndarray, height: int, width: int
+) -> UInt8[np.ndarray, 'R Q 3']:
+  """Resized (bicubic) to just cover height x width; the centre of that.
+
+  Of a square, CLIP's view.
+  """
   image = to_rgb(image)
   w, h = image.size
-  scale = lambda x: int(side * x / min(w, h))  # exactly `side` for the short
-  image = image.resize((scale(w), scale(h)), Image.Resampling.BICUBIC)
-  left, top = (image.width - side) // 2, (image.height - side) // 2
-  return np.asarray(image)[top : top + side, left : left + side]
+  if height * w >= width * h:  # what is cut off are columns
+    size = int(height * w / h), height
+  else:
+    size = width, int(width * h / w)
+  image = image.resize(size, Image.Resampling.BICUBIC)
+  left, top = (image.width - width) // 2, (image.height - height) // 2
+  return np.asarray(image)[top : top + height, left : left + width]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,8 +5,6 @@ from pathlib import Path
 
 from uae_jax import zoo
 from uae_jax.ckpt import hf
-from uae_jax.errors import UserError
-from uae_jax.models import flux
 from uae_jax.models.flux import Flux
 from uae_jax.rollout.flow import FlowSchedule
 from uae_jax.umm.painter import Painter
@@ -52,21 +50,17 @@ def load_painter(
     models['vae'] = zoo.from_folder(folder / PARTS['vae'])
   module = models['decoder'].module
   vae = models['vae'].module if 'vae' in models else None
-  multiple = module.patch_size if not isinstance(module, Flux) else flux.PACK
-  multiple *= vae.factor if vae is not None else 1
-  if height % multiple or width % multiple:
-    raise UserError(
-      f'drawings of {width}x{height}: both must be multiples of {multiple}'
-    )
   if isinstance(module, Flux) and module.guidance_embeds:
     module = dataclasses.replace(module, distilled_guidance=guidance)
     models['decoder'] = dataclasses.replace(models['decoder'], module=module)
     guidance = 1.0
-  tokens = height * width // multiple**2
+  painter = Painter(
+    module, FlowSchedule(steps), height, width, guidance=guidance, vae=vae,
+    dtype=dtype,
+  )  # fmt: skip
+  tokens = height * width // painter.multiple**2
   schedule = read_schedule(folder, module, steps, shift, tokens)
-  return models, Painter(
-    module, schedule, height, width, guidance=guidance, vae=vae, dtype=dtype
-  )
+  return models, dataclasses.replace(painter, schedule=schedule)
 
 
 def read_schedule(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from uae_jax import zoo
-from uae_jax.data import tokenize
+from uae_jax.data import buckets, tokenize
 from uae_jax.data.preprocess import prefix_of
 from uae_jax.infer.load import policy_view
 from uae_jax.infer.painters import PARTS, load_painter
@@ -79,6 +79,9 @@ def load(config, weights: Loader) -> Parts:
     chunk=config.model.chunk,
     size=config.memory.drawings,
   )
+  shapes = buckets.parse(config.data.buckets)
+  for shape in shapes:
+    umm.sized(*shape)
   return Parts(
     umm=umm,
     params=params,
@@ -92,6 +95,7 @@ def load(config, weights: Loader) -> Parts:
     processors=processors,
     tokenizer=tokenizer,
     read=lambda image: prefix_of(image, view, template),
+    shapes=shapes,
   )
 
 

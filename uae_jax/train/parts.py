@@ -73,6 +73,7 @@ class Parts:
     processors: folder with the policy's tokenizer and preprocessor.
     tokenizer: its tokenizer.
     read: image -> arrays of `types.Batch`.
+    shapes: (height, width) of batches to train on; none: all are squares.
     bad: what the data has that cannot be used.
   """
 
@@ -84,6 +85,7 @@ class Parts:
   processors: Path
   tokenizer: Any
   read: Callable[[Any], Mapping[str, np.ndarray]]
+  shapes: Sequence[tuple[int, int]] = ()
   bad: BadItems = dataclasses.field(default_factory=BadItems)
 
   def model(self, part: str) -> zoo.Model:
@@ -151,6 +153,7 @@ class Parts:
       seed=config.train.seed,
       mine=rows_here(sampled(config), mesh),
       threads=config.data.threads,
+      shapes=self.shapes,
     )
 
   def heldout_data(self, config) -> Callable[[], Iterable[dict]]:

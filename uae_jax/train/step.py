@@ -197,6 +197,7 @@ def roll_out(
   options: StepOptions,
 ) -> Rollout:
   """The first half of a step: images to captions, drawings and rewards."""
+  umm = umm.sized(*batch.image.shape[1:3])
   policy = options.gathered(options.policy(state))
   frozen = options.frozen(options.read(state))
 

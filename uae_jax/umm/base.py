@@ -34,6 +34,11 @@ COPIED = 2**30  # bytes
 class UMM:
   """image -> text -> image -> reward, but for the drawing."""
 
+  def sized(self, height: int, width: int) -> 'UMM':
+    """The architecture where it draws in this size, in pixels; its own here."""
+    del height, width
+    return self
+
   def see(self, policy: Params, batch: Batch) -> Batch:
     """The batch with its image tokens, for all that reads it afterwards."""
     with jax.named_scope('see'):

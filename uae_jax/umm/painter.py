@@ -8,6 +8,7 @@ sides of a latent, R and Q of an image.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from uae_jax.errors import UserError
+from uae_jax.models import flux
 from uae_jax.models.flux import Flux
 from uae_jax.models.mmdit import MMDiT
 from uae_jax.models.vae import VAE
@@ -54,6 +57,33 @@ class Painter:
   dtype: str = 'float32'
   size: int = 0
   walk: Walk | None = None
+
+  def __post_init__(self):
+    multiple, most = self.multiple, self.most
+    if self.height % multiple or self.width % multiple:
+      raise UserError(
+        f'drawings of {self.width}x{self.height}: both must be multiples of '
+        f'{multiple}'
+      )
+    if max(self.height, self.width) > most:
+      raise UserError(
+        f'drawings of {self.width}x{self.height}: the decoder has no positions '
+        f'beyond {most} pixels'
+      )
+
+  @property
+  def multiple(self) -> int:
+    """Pixels on a side of what becomes one token."""
+    flat = isinstance(self.decoder, Flux)
+    patch = flux.PACK if flat else self.decoder.patch_size
+    return patch * (1 if self.vae is None else self.vae.factor)
+
+  @property
+  def most(self) -> float:
+    """Pixels on a side that the decoder has positions for."""
+    if isinstance(self.decoder, Flux):
+      return math.inf
+    return self.decoder.pos_embed_max_size * self.multiple
 
   @property
   def shape(self) -> tuple[int, int, int]:

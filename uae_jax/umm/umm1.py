@@ -88,6 +88,15 @@ class UMM1(UMM):
     ):
       raise UserError('learned queries follow text: set bottleneck=text')
 
+  def sized(self, height: int, width: int) -> 'UMM1':
+    """Draws in this size, which `painter` can be of.
+
+    Raises:
+      UserError: it cannot.
+    """
+    painter = dataclasses.replace(self.painter, height=height, width=width)
+    return dataclasses.replace(self, painter=painter)
+
   def condition(
     self,
     policy: Params,

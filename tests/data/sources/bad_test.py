@@ -118,7 +118,7 @@ def test_odd_files_are_converted(tmp_path, name):
   assert right(image)
   view = preprocess.PolicyView(14, 2, 112, 784, 784)
   assert view(image)['patches'].shape == (4, 1176)
-  assert preprocess.square_view(image, 32).shape == (32, 32, 3)
+  assert preprocess.fitted_view(image, 32, 32).shape == (32, 32, 3)
 
 
 @pytest.mark.parametrize('kind', KINDS)

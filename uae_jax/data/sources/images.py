@@ -4,6 +4,8 @@ import json
 import os
 from pathlib import Path
 
+from uae_jax.data import preprocess
+from uae_jax.data.preprocess import BadItem
 from uae_jax.data.sources.bad import BadItems
 from uae_jax.data.sources.stored import CAPTIONS, EXTENSIONS, StoredSource
 from uae_jax.errors import UserError
@@ -50,6 +52,12 @@ class ImageSource(StoredSource):
 
   def name(self, index: int) -> str:
     return self.paths[index]
+
+  def size(self, index: int) -> tuple[int, int]:
+    try:  # the file is read no further than its header
+      return preprocess.image_size(self.paths[index])
+    except (BadItem, OSError):
+      return 1, 1
 
   def fetch(self, index: int) -> tuple[bytes, str | None]:
     path = self.paths[index]

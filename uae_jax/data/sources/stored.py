@@ -69,6 +69,13 @@ class StoredSource:
     self.bad.good()
     return record
 
+  def size(self, index: int) -> tuple[int, int]:
+    """(height, width) as its file says, (1, 1) if it does not."""
+    try:
+      return preprocess.image_size(io.BytesIO(self.fetch(index)[0]))
+    except (BadItem, OSError):
+      return 1, 1
+
   def _decode(self, name: str, data: bytes, caption: str | None) -> Example:
     caption = caption.strip() if caption else ''
     if self.captions and not caption:
