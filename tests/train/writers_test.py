@@ -55,10 +55,14 @@ def test_tensorboard_reads_the_events(tmp_path):
 def test_progress_shows_rate_and_eta(capsys):
   progress = Progress(100, 0, 0.0, ('reward/mean', 'policy/kl'))
   for step in range(1, 51):
+    compiles = {1: 120.0, 40: 90.0}.get(step, 0.0)  # 40: another shape
+    seconds = 2.0 + compiles
     progress.update(
-      step, {'time/step': 2.0, 'reward/mean': 0.5, 'policy/kl': 0.01}
+      step, {'time/step': seconds, 'reward/mean': 0.5, 'policy/kl': 0.01}
     )
-  line = capsys.readouterr().out.splitlines()[-1]
+  lines = capsys.readouterr().out.splitlines()
+  assert '122 s with compiling' in lines[0] and 'ETA' not in lines[0]
+  line = lines[-1]
   assert 'step 50/100' in line and '50%' in line and 'reward 0.5' in line
   assert '0.50 steps/s' in line and 'ETA 01:40' in line
 

@@ -4,10 +4,12 @@
 clu's own writers import TensorFlow, which takes longer than the first step.
 """
 
+import collections
 import io
 import json
 import math
 import os
+import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -24,6 +26,8 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from uae_jax.eval.scenes_bench import Gallery
 from uae_jax.train.wandb_writer import WandbWriter
+
+RECENT = 50  # steps that a rate is the mean of
 
 
 class MetricWriter:
@@ -160,32 +164,39 @@ class Progress:
     self._unit = unit
     self._steps, self._every, self._headline = steps, every, headline
     self._shown = -math.inf
-    self._average = None
+    self._times: collections.deque[float] = collections.deque(maxlen=RECENT)
+    self._first = True
 
   def update(self, step: int, row: Mapping[str, float]) -> None:
     """Shows a step's row if it is time."""
-    seconds = row['time/step']
-    # The first step compiles; a moving average forgets it at once.
-    if self._average is None or self._average > 4 * seconds:
-      self._average = seconds
-    self._average = 0.9 * self._average + 0.1 * seconds
+    self._times.append(row['time/step'])
     now = time.monotonic()
     if now - self._shown < self._every and step < self._steps:
       return
     self._shown = now
-    left = int(self._average * (self._steps - step))
     label = lambda k: 'reward' if k == 'reward/mean' else k.replace('/', ' ')
     numbers = '  '.join(
       f'{label(k)} {row[k]:.4g}' for k in self._headline if k in row
     )
-    rate = f'{1 / self._average:.2f} {self._unit}s/s'
-    eta = f'ETA {left // 60:02d}:{left % 60:02d}'
     percent = f'{100 * step // self._steps:3d}%'
     line = f'{self._unit} {step}/{self._steps} {percent}'
-    line = '  '.join(filter(None, (line, numbers, rate, eta)))
+    line = '  '.join(filter(None, (line, numbers, self._pace(step))))
+    self._first = False
     end = '' if sys.stdout.isatty() else '\n'
     start = '\r\x1b[2K' if sys.stdout.isatty() else ''
     print(f'{start}{line}', end=end, flush=True)
+
+  def _pace(self, step: int) -> str:
+    """Rate and ETA by the last steps, but for those that compiled."""
+    if self._first and self._unit == 'step' and step < self._steps:
+      return f'{self._times.pop():.0f} s with compiling'
+    usual = 10 * statistics.median(self._times)
+    times = [x for x in self._times if x <= usual]
+    mean = max(statistics.fmean(times), 1e-9)
+    left = int(mean * (self._steps - step))
+    return (
+      f'{1 / mean:.2f} {self._unit}s/s  ETA {left // 60:02d}:{left % 60:02d}'
+    )
 
   def say(self, text: str) -> None:
     """A line of its own."""
