@@ -37,7 +37,7 @@ import pytest  # noqa: E402
 
 jax.config.update('jax_default_matmul_precision', 'highest')
 jax.config.update('jax_compilation_cache_dir', os.environ['UAE_JAX_TEST_CACHE'])
-jax.config.update('jax_persistent_cache_min_compile_time_secs', 2)
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 
 @pytest.fixture(autouse=True, scope='module')

@@ -13,8 +13,6 @@ NOTEBOOKS = sorted((ROOT / 'notebooks').glob('*.ipynb'))
 NAMES = [
   '1_autoencoder', '2_unified_grpo', '3_ablations', '4_your_checkpoint',
 ]  # fmt: skip
-# These compile training steps, or a plan's programs, for a minute or more.
-SLOW = ('2_unified_grpo', '3_ablations', '4_your_checkpoint')
 
 
 def offences(text: str) -> list[str]:
@@ -70,14 +68,7 @@ def test_offences_are_seen():
   ]
 
 
-@pytest.mark.parametrize(
-  'path',
-  [
-    pytest.param(path, marks=pytest.mark.slow if path.stem in SLOW else ())
-    for path in NOTEBOOKS
-  ],
-  ids=lambda path: path.stem,
-)
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_from_top_to_bottom(path, tmp_path, monkeypatch):
   """In a kernel of its own, on this machine as it is; with few steps."""
   monkeypatch.setenv('PYTHONPATH', str(ROOT))
@@ -86,7 +77,9 @@ def test_a_notebook_runs_from_top_to_bottom(path, tmp_path, monkeypatch):
   monkeypatch.setenv(
     'JAX_COMPILATION_CACHE_DIR', os.environ['UAE_JAX_TEST_CACHE']
   )
-  monkeypatch.setenv('XLA_FLAGS', '--xla_backend_optimization_level=0')
+  flags = os.environ['XLA_FLAGS'].split()
+  one = [flag for flag in flags if 'device_count' not in flag]
+  monkeypatch.setenv('XLA_FLAGS', ' '.join(one))
   book = nbformat.read(path, 4)
   client = nbclient.NotebookClient(
     book, timeout=600, resources={'metadata': {'path': str(tmp_path)}}
