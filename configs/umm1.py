@@ -176,6 +176,9 @@ def get_config(variant: str = '') -> ConfigDict:
   c.ckpt.policy = 'bundled:umm1/policy'
   if variant == 'blind':
     c.ckpt.policy = 'bundled:umm1/blind'
+  # What re-encodes captions where rollout.environment is 'reference'; '': what
+  # umm.json beside ckpt.policy names (a run's export does), or ckpt.policy.
+  c.ckpt.reader = ''
   c.ckpt.decoder = 'bundled:umm1/decoder'
   if variant == 'glyphs':
     c.ckpt.policy = 'bundled:umm1/glyphs/policy'

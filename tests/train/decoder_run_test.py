@@ -2,13 +2,17 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 from tests.train.loop_test import config, rows
 from uae_jax import zoo
-from uae_jax.train import loop
+from uae_jax.infer.load import load
+from uae_jax.sharding.mesh import make_mesh
+from uae_jax.train import loop, tasks
+from uae_jax.train.parts import Loader
 
 CHANGES = {
   'train.steps': 4, 'eval.every': 4, 'ckpt.every': 2, 'rollout.draw_steps': 3,
@@ -52,6 +56,55 @@ def test_both_are_exported_and_drawn_as_evaluated(run):
       k for k in after if (before[k].astype(np.float32) != after[k]).any()
     ]
     assert moved, at
+
+
+def test_a_later_stage_begins_where_an_earlier_one_ended(run):
+  last = rows(run, 'eval/')[-1]
+  export = run / 'export'
+  c = config('umm1', 'decoder', **{
+    **CHANGES, 'ckpt.policy': str(export / 'policy'),
+    'ckpt.decoder': str(export / 'decoder'),
+  })  # fmt: skip
+  mesh = make_mesh(-1, 1)
+  with jax.set_mesh(mesh):
+    task = tasks.build(c, mesh)
+    found, _ = task.evaluate(task.state)
+  assert 'reader' in task.state.frozen  # not the captioner that was trained
+  for key in ('eval/reward', 'eval/unified_score', 'eval/caption_length'):
+    np.testing.assert_allclose(found[key], last[key], rtol=1e-3, err_msg=key)
+
+
+def test_tools_draw_as_the_run_did(run):
+  export, mesh = run / 'export', make_mesh(1, 1, jax.devices()[:1])
+  model = load(str(export), mesh, {})
+  drawn = model.draw(['large red circle top left'], jax.random.key(0))
+  options = json.loads((export / 'umm.json').read_text())
+  assert options['policy'] == 'policy' and options['decoder'] == 'decoder'
+  assert options['reader'] == 'bundled:umm1/policy'
+  (export / 'umm.json').write_text(
+    json.dumps({**options, 'decoder': 'bundled:umm1/decoder'})
+  )
+  old = load(str(export), mesh, {})
+  other = old.draw(['large red circle top left'], jax.random.key(0))
+  (export / 'umm.json').write_text(json.dumps(options))
+  assert (drawn[0] != other[0]).any()
+
+
+def test_what_is_unchanged_is_exported_by_name_or_copied(tmp_path):
+  c = config('umm1', 'decoder', **CHANGES)
+  mesh = make_mesh(1, 1, jax.devices()[:1])
+  parts = tasks.load(c, Loader(c, mesh))
+  parts.export(tmp_path, parts.params, changed=['decoder'])
+  parts.write_options(tmp_path)
+  options = json.loads((tmp_path / 'umm.json').read_text())
+  assert options['policy'] == options['reader'] == 'bundled:umm1/policy'
+  assert options['decoder'] == 'decoder'
+  folders = {p.name for p in (tmp_path / 'decoder').iterdir()}
+  assert folders == {'transformer', 'connector'}
+  model = load(str(tmp_path), mesh, {})
+  rng = jax.random.key(0)
+  text = model.describe(model.draw(['large red circle'], rng), rng)
+  assert isinstance(text[0], str)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from typing import Any
 from uae_jax import zoo
 from uae_jax.data import buckets, tokenize
 from uae_jax.data.preprocess import prefix_of
+from uae_jax.infer import options as options_lib
 from uae_jax.infer.load import policy_view
 from uae_jax.infer.painters import PARTS, load_painter
 from uae_jax.models import connector, metaquery, mmdit, vlm
@@ -42,6 +43,8 @@ def load(config, weights: Loader) -> Parts:
   drawing, conditioner, painter = painter_models(config, policy, **kw)
   towers, judges, params = parts_lib.towers(config, weights)
   params['policy'] = weights('policy', policy, config.ckpt.policy, seed)
+  if other := reader(config, processors):
+    params['reader'] = weights('reader', policy, other)
   folders = {**PARTS, 'connector': 'connector'}
   for i, (name, model) in enumerate(
     {**drawing, 'connector': conditioner}.items(), 1
@@ -91,10 +94,11 @@ def load(config, weights: Loader) -> Parts:
       CONNECTOR: Piece(conditioner, ('connector',)),
     },
     policy_rows=policy.table,
-    options=options(config),
+    options=options(config, other),
     processors=processors,
     tokenizer=tokenizer,
     read=lambda image: prefix_of(image, view, template),
+    decoder=zoo.resolve(config.ckpt.decoder) if config.ckpt.decoder else None,
     shapes=shapes,
   )
 
@@ -144,13 +148,32 @@ def painter_models(
   return {'decoder': decoder}, conditioner, painter
 
 
-def options(config) -> dict[str, Any]:
-  """umm.json of an exported policy."""
+def reader(config, policy: Path) -> str:
+  """What re-encodes captions where it is not the policy as it starts; or ''.
+
+  A policy that an earlier run has trained with `environment=reference` draws
+  by the reader that its umm.json names, not by itself.
+
+  Args:
+    config: of the run; `ckpt.reader` comes first.
+    policy: its folder.
+  """
+  if config.stage == 'pretrain' or config.rollout.environment == 'policy':
+    return ''
+  if not config.ckpt.reader and 'reader' not in options_lib.read(policy.parent):
+    return ''
+  other = config.ckpt.reader or options_lib.place(policy.parent, 'reader')
+  return '' if zoo.resolve(other) == policy else other
+
+
+def options(config, reader: str = '') -> dict[str, Any]:
+  """umm.json where nothing has changed; `reader` re-encodes captions."""
   r = config.rollout
   start = parts_lib.place(config.ckpt.policy)
+  by = parts_lib.place(reader) if reader else start
   return {
-    'policy': POLICY,
-    'reader': start if r.environment == 'reference' else POLICY,
+    'policy': start,
+    **({'reader': by} if r.environment == 'reference' else {}),
     'decoder': parts_lib.place(config.ckpt.decoder),
     'prompt': config.data.prompt,
     'system': config.data.system,

@@ -25,6 +25,7 @@ from uae_jax.sharding.mesh import rows_here
 # Where trained weights go, below the export of a run.
 POLICY = 'policy'
 DECODER, CONNECTOR = 'decoder/transformer', 'decoder/connector'
+DRAWS = (DECODER, CONNECTOR)
 
 # What each stage of reinforcement changes, turn by turn.
 TURNS = {
@@ -69,10 +70,11 @@ class Parts:
     params: placed weights by part; `reward` and `judges` by tower name.
     pieces: what can be exported, by folder.
     policy_rows: checkpoint rows of the policy alone.
-    options: contents of umm.json beside an exported policy.
+    options: contents of umm.json where nothing has changed.
     processors: folder with the policy's tokenizer and preprocessor.
     tokenizer: its tokenizer.
     read: image -> arrays of `types.Batch`.
+    decoder: the folder that the decoder is from, if it is.
     shapes: (height, width) of batches to train on; none: all are squares.
     bad: what the data has that cannot be used.
   """
@@ -85,6 +87,7 @@ class Parts:
   processors: Path
   tokenizer: Any
   read: Callable[[Any], Mapping[str, np.ndarray]]
+  decoder: Path | None = None
   shapes: Sequence[tuple[int, int]] = ()
   bad: BadItems = dataclasses.field(default_factory=BadItems)
 
@@ -108,18 +111,31 @@ class Parts:
     changed: Collection[str],
     dtype: Any = None,
   ) -> None:
-    """Writes every piece that has a changed part."""
+    """Writes every piece that has a changed part.
+
+    A decoder is whole: what is unchanged in its folder is written or copied.
+    """
+    new = {n for n, p in self.pieces.items() if set(p.parts) & set(changed)}
+    draws = any(name in DRAWS for name in new)
     for name, piece in self.pieces.items():
-      if not set(piece.parts) & set(changed):
-        continue
-      piece.save(folder / name, params, dtype)
-      if name == POLICY and hosts.is_first():
+      if name in new or draws and name in DRAWS and self.decoder is None:
+        piece.save(folder / name, params, dtype)
+      if name == POLICY and name in new and hosts.is_first():
         for file in convert.beside(self.processors):
           shutil.copy(file, folder / name / file.name)
+    if draws and self.decoder is not None and hosts.is_first():
+      for part in self.decoder.iterdir():
+        if part.is_dir() and f'decoder/{part.name}' not in new:
+          place = folder / 'decoder' / part.name
+          shutil.copytree(part, place, dirs_exist_ok=True)
 
   def write_options(self, folder: Path) -> None:
     """umm.json: tools describe and draw as the run did."""
-    text = json.dumps(self.options, indent=2) + '\n'
+    options = dict(self.options)
+    for name, weights in (('policy', POLICY), ('decoder', DECODER)):
+      if (folder / weights).is_dir():
+        options[name] = name
+    text = json.dumps(options, indent=2) + '\n'
     if hosts.is_first():
       (folder / FILE).write_text(text)
 

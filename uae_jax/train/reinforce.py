@@ -31,7 +31,7 @@ from uae_jax.types import TrainState
 from uae_jax.umm.umm1 import UMM1
 
 # Of what is frozen: large, and multiplied alone.
-FROZEN_MATRICES = (r'(decoder|reference\w*|reward)/.*/kernel',)
+FROZEN_MATRICES = (r'(decoder|reference\w*|reader|reward)/.*/kernel',)
 # Convolutions, which read their kernel as often as there are drawings.
 RENDERERS = (r'(vae|vq)/.*/kernel',)
 
@@ -132,7 +132,7 @@ def _trained(config, parts) -> tuple[dict[str, Any], dict[str, Any]]:
     params['policy'], frozen['policy'] = split_part(
       parts.params['policy'], 'train.trainable', config.train.trainable
     )
-    if _needs_reference(config):
+    if _needs_reference(config, parts):
       frozen['reference'] = _reference(config, params['policy'])
   if 'decoder' in trained and 'decoder' not in params:
     params['decoder'], frozen['decoder'] = split_part(
@@ -164,11 +164,12 @@ def _reference(config, params) -> Any:
   return kept
 
 
-def _needs_reference(config) -> bool:
+def _needs_reference(config, parts: Parts) -> bool:
   """Whether a KL or the environment reads the policy as it was."""
   if config.model.umm == 'umm2':
     return bool(config.grpo.beta or config.grpo.image_beta)
-  return bool(config.grpo.beta) or config.rollout.environment == 'reference'
+  read = config.rollout.environment == 'reference'
+  return bool(config.grpo.beta) or read and 'reader' not in parts.params
 
 
 def step_options(config, trained: Sequence[str]) -> StepOptions:

@@ -48,8 +48,9 @@ class UMM1(UMM):
 
   Frozen parameters are a dict: `policy` (the untrained rest, or all of it
   beside adapters), `reference` (trained leaves before training, only where a
-  term needs them), `connector`, `decoder`, `vae` (where the painter has one),
-  `reward` and `judges` (by tower name).
+  term needs them), `reader` (a policy that re-encodes captions, where an
+  earlier run has trained the one here), `connector`, `decoder`, `vae` (where
+  the painter has one), `reward` and `judges` (by tower name).
 
   Attributes:
     painter: what draws; its guidance is against `tokens.negative`.
@@ -141,7 +142,9 @@ class UMM1(UMM):
 
   def _draw(self, policy, frozen, captions, prefix, rng):
     """Images, and how they came about where that is by chance."""
-    if self.environment == 'reference':
+    if 'reader' in frozen:
+      policy = frozen['reader']
+    elif self.environment == 'reference':
       policy = reference(frozen, policy)
     with jax.named_scope('condition'):
       cond = self.condition(policy, frozen['connector'], captions, prefix)
