@@ -1,13 +1,13 @@
 """How fast each source gives images, and whether a step waits for them.
 
 `python -m benchmarks.loading [--images=256] [--seconds=5] [--threads=2]
-[--steps=20] [--json]`
+[--shape=embedded|middle] [--steps=20] [--json]`
 
 Makes a folder of JPEGs of 640 x 480, smooth as photographs are, writes it
 again in every other storage, and reads each: decoded alone, by one thread, and
 as shuffled batches for Qwen2.5-VL (448 x 448 pixels) beside a drawing of 512.
-Then the embedded run's own loop on that folder: how much of a step is spent
-waiting for data.
+Then the loop of a run on that folder: how much of a step is spent waiting for
+data.
 """
 
 import argparse
@@ -91,13 +91,14 @@ def measure(uri: str, cache: str, threads: int, seconds: float) -> dict:
   return dict(opened=opened, decoded=decoded, batches=batches)
 
 
-def waiting(uri: str, mesh, threads: int, steps: int) -> tuple[float, float]:
-  """(for data, whole) seconds of an embedded step, medians of the loop."""
-  changes = {'data.source': uri, 'data.threads': threads}
-  run = Ours(
-    dataclasses.replace(shapes.SHAPES['embedded'], changes=changes),
-    Path(), mesh,
-  )  # fmt: skip
+def waiting(
+  name: str, folder: Path, uri: str, mesh, threads: int, steps: int
+) -> tuple[float, float]:
+  """(for data, whole) seconds of a step of a shape, means of the loop."""
+  shape = shapes.SHAPES[name]
+  shape.write(folder)
+  changes = {**shape.changes, 'data.source': uri, 'data.threads': threads}
+  run = Ours(dataclasses.replace(shape, changes=changes), folder, mesh)
   data = run.parts.train_data(run.config, mesh)
   waits, whole, pending = [], [], None
   for i in range(steps + WARM):
@@ -110,7 +111,7 @@ def waiting(uri: str, mesh, threads: int, steps: int) -> tuple[float, float]:
       jax.block_until_ready(pending)
     pending = metrics
     whole.append(time.perf_counter() - start)
-  return statistics.median(waits[WARM:]), statistics.median(whole[WARM:])
+  return statistics.mean(waits[WARM:]), statistics.mean(whole[WARM:])
 
 
 def main() -> None:
@@ -119,6 +120,7 @@ def main() -> None:
   parser.add_argument('--images', type=int, default=256)
   parser.add_argument('--seconds', type=float, default=5)
   parser.add_argument('--threads', type=int, default=2)
+  parser.add_argument('--shape', default='embedded', choices=[*shapes.SHAPES])
   parser.add_argument('--steps', type=int, default=20)
   parser.add_argument('--json', action='store_true')
   args = parser.parse_args()
@@ -142,9 +144,12 @@ def main() -> None:
       )
     mesh = make_mesh(1, 1, jax.devices()[:1])
     with jax.set_mesh(mesh), kernels.use('auto'):
-      wait, whole = waiting(uris['images'], mesh, args.threads, args.steps)
+      wait, whole = waiting(
+        args.shape, root / 'weights', uris['images'], mesh, args.threads,
+        args.steps,
+      )  # fmt: skip
   print(
-    f'waiting: {1000 * wait:.1f} ms of {1000 * whole:.0f} ms a step '
+    f'{args.shape} waits {1000 * wait:.1f} ms of {1000 * whole:.0f} ms a step '
     f'({100 * wait / whole:.1f} %)'
   )
   if args.json:
