@@ -126,7 +126,7 @@ def get_config(variant: str = '') -> ConfigDict:
 
   # Of the decoder (Flow-GRPO), in the stages that train it.
   c.flow = ConfigDict()
-  c.flow.lr = 1e-4
+  c.flow.lr = 3e-5
   c.flow.trainable = (r'.*',)  # regexes over decoder parameter paths
   c.flow.noise = 0.7  # of the steps that are drawn by chance
   c.flow.window = 2  # steps by chance, in a row; of draw_steps - 1

@@ -44,6 +44,7 @@ def test_folders_are_there_and_nothing_else(root):
   assert {str(x.dtype) for x in weights.values()} == {'torch.float32'}
 
 
+@pytest.mark.slow
 def test_a_reference_image_changes_the_drawing(root, tmp_path):
   photographs()[0].save(tmp_path / 'photo.png')
   model = f'--model={root / "ours" / "uniworld"}'

@@ -37,6 +37,7 @@ def test_the_embedded_run_is_planned():
   assert update['sent']['reduce-scatter'] > 0 and not update['whole']
 
 
+@pytest.mark.slow
 def test_what_is_too_large_says_by_how_much_and_what_to_change():
   code, out, err = plan(
     '--config=configs/umm1.py', '--topology=v5e:2x2', '--programs=update',

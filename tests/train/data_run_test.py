@@ -91,7 +91,7 @@ def shapes(monkeypatch):
   [
     ('umm1', ''),
     pytest.param('umm1', 'decoder', marks=pytest.mark.slow),
-    ('pretrain', 'longcap'),
+    pytest.param('pretrain', 'longcap', marks=pytest.mark.slow),
   ],
 )
 def test_a_run_draws_in_the_shape_of_its_batch(name, part, tmp_path, shapes):

@@ -16,6 +16,7 @@ from uae_jax.errors import UserError
 from uae_jax.train import loop
 
 ROOT = Path(__file__).parent.parent.parent
+ALL_DEVICES = True
 
 
 def config(name='umm1', part='', **changes):
@@ -180,10 +181,9 @@ def test_photographs_of_any_size_and_mode(tmp_path):
   'part',
   [
     'reward',
-    'glyphs_policy',
     *(
       pytest.param(part, marks=pytest.mark.slow)
-      for part in ('judge_views', 'policy', 'decoder')
+      for part in ('judge_views', 'policy', 'decoder', 'glyphs_policy')
     ),
   ],
 )

@@ -158,6 +158,7 @@ def test_an_adapter_of_the_decoder_is_what_was_merged(long):
   assert still < set(learnt) and all('last_block' in path for path in still)
 
 
+@pytest.mark.slow
 def test_photographs_with_captions(tmp_path):
   data = tmp_path / 'data'
   data.mkdir()

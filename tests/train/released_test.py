@@ -23,7 +23,10 @@ def uniworld(root):
   return releases.uniworld(root / 'uniworld', root / 'flux')
 
 
-@pytest.mark.parametrize('release, guidance', [(uae, 2.0), (uniworld, 3.5)])
+@pytest.mark.parametrize(
+  'release, guidance',
+  [(uae, 2.0), pytest.param(uniworld, 3.5, marks=pytest.mark.slow)],
+)
 def test_one_step_from_a_release(tmp_path, release, guidance):
   out = tmp_path / 'ours'
   [*compose.write(release(tmp_path), out, {})]

@@ -27,13 +27,10 @@ def test_a_flow_matching_detokenizer_draws_in_place_of_the_vq(tmp_path):
   assert drawn.shape == (32, 32, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'part',
-  [
-    'policy',
-    pytest.param('tokenizer', marks=pytest.mark.slow),
-    pytest.param('detokenizer', marks=pytest.mark.slow),
-  ],
+  ['policy', 'tokenizer', 'detokenizer'],
 )
 def test_the_cold_start_recipe_trains_its_part_alone(part, tmp_path):
   folder = tmp_path / 'run'
