@@ -111,3 +111,16 @@ def test_bfloat16_logits_are_scored_in_fp32():
 def test_impossible_options_are_user_errors(bad):
   with pytest.raises(UserError, match='top_p'):
     Sampler(**bad)
+
+
+@pytest.mark.parametrize('cut', [dict(top_k=20), dict(top_p=0.9)])
+def test_what_is_cut_does_not_hang_on_the_last_bit(cut):
+  x = jax.random.normal(jax.random.key(0), (500, 50))
+  edge = Sampler(**cut)._edge(x)
+  stays = x >= edge
+  for nudge in (1 - 1e-7, 1 + 1e-7):
+    np.testing.assert_array_equal(x * nudge >= edge, stays)
+  kept = Sampler(**cut).log_probs(x) > EXCLUDED
+  np.testing.assert_array_equal(kept, stays)
+  if 'top_k' in cut:
+    assert (stays.sum(-1) == 20).all()

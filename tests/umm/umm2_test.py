@@ -113,9 +113,7 @@ def test_codes_are_scored_as_they_were_sampled(parts, guidance, sampler):
   grads, (logp, entropy) = jax.jit(jax.grad(total, has_aux=True))(
     params['policy']
   )
-  # A code at the edge of what is cut off may be in by one sum, out by another.
-  off = np.abs(np.exp(logp - drawn.logp) - 1) > 1e-5
-  assert off.mean() <= (0.1 if sampler.top_k else 0)
+  assert np.abs(np.exp(logp - drawn.logp) - 1).max() < 1e-5
   assert (logp < 0).mean() > 0.9 and (entropy > 0).mean() > 0.9
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(grads))
   for part in ('code_head', 'code_aligner', 'lm'):

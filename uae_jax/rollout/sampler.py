@@ -50,21 +50,31 @@ class Sampler:
     x = x / self.temperature
     if not self.top_k and self.top_p == 1:
       return jax.nn.log_softmax(x)
-    keep = x >= self._smallest_kept(jax.lax.stop_gradient(x))
+    keep = x >= self._edge(jax.lax.stop_gradient(x))
     return jnp.where(
       keep, jax.nn.log_softmax(jnp.where(keep, x, EXCLUDED)), EXCLUDED
     )
 
-  def _smallest_kept(self, x):
-    """The smallest scaled logit that stays, [... 1]."""
-    k = min(self.top_k, x.shape[-1]) or x.shape[-1]
-    top = jax.lax.top_k(x, k)[0]
-    probs = jax.nn.softmax(top)
+  def _edge(self, x):
+    """What stays of scaled logits is at least this, [... 1].
+
+    Midway between what stays and what does not: a compiler may compute x twice
+    and round it in two ways, and a program that scores must cut where the one
+    that draws does.
+    """
+    size = x.shape[-1]
+    k = min(self.top_k, size) or size
+    top = jax.lax.top_k(x, min(k + 1, size))[0]
+    probs = jax.nn.softmax(top[..., :k])
     # A token stays while the larger ones hold less than top_p; the largest,
     # with nothing before it, always does.
     before = jnp.cumsum(probs, -1) - probs
     kept = (before < self.top_p) | (self.top_p == 1)
-    return jnp.min(jnp.where(kept, top, jnp.inf), -1, keepdims=True)
+    n = jnp.sum(kept, -1, keepdims=True)
+    at = lambda i: jnp.take_along_axis(
+      top, jnp.minimum(i, top.shape[-1] - 1), -1
+    )
+    return jnp.where(n < size, (at(n - 1) + at(n)) / 2, -jnp.inf)
 
   def draw(
     self, rng: Key[Array, ''], logits: Float[Array, '*b V']
