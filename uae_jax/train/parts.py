@@ -26,6 +26,7 @@ from uae_jax.sharding.mesh import rows_here
 POLICY = 'policy'
 DECODER, CONNECTOR = 'decoder/transformer', 'decoder/connector'
 DRAWS = (DECODER, CONNECTOR)
+BESIDE = (*DRAWS, 'decoder/vae', 'decoder/scheduler')  # what a painter reads
 
 # What each stage of reinforcement changes, turn by turn.
 TURNS = {
@@ -124,10 +125,10 @@ class Parts:
         for file in convert.beside(self.processors):
           shutil.copy(file, folder / name / file.name)
     if draws and self.decoder is not None and hosts.is_first():
-      for part in self.decoder.iterdir():
-        if part.is_dir() and f'decoder/{part.name}' not in new:
-          place = folder / 'decoder' / part.name
-          shutil.copytree(part, place, dirs_exist_ok=True)
+      for name in BESIDE:
+        at = self.decoder / Path(name).name
+        if name not in new and at.is_dir():
+          shutil.copytree(at, folder / name, dirs_exist_ok=True)
 
   def write_options(self, folder: Path) -> None:
     """umm.json: tools describe and draw as the run did."""
