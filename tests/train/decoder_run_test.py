@@ -9,6 +9,7 @@ from safetensors.numpy import load_file
 
 from tests.train.loop_test import config, rows
 from uae_jax import zoo
+from uae_jax.errors import UserError
 from uae_jax.infer.load import load
 from uae_jax.sharding.mesh import make_mesh
 from uae_jax.train import loop, tasks
@@ -72,6 +73,17 @@ def test_a_later_stage_begins_where_an_earlier_one_ended(run):
   assert 'reader' in task.state.frozen  # not the captioner that was trained
   for key in ('eval/reward', 'eval/unified_score', 'eval/caption_length'):
     np.testing.assert_allclose(found[key], last[key], rtol=1e-3, err_msg=key)
+
+
+@pytest.mark.parametrize(
+  'part, changes',
+  [('', {'rollout.environment': 'policy'}), ('align', {})],
+)
+def test_a_reader_that_nothing_would_read_by_is_refused(part, changes):
+  name = 'pretrain' if part else 'umm1'
+  c = config(name, part, **changes, **{'ckpt.reader': 'bundled:umm1/policy'})
+  with pytest.raises(UserError, match='ckpt.reader'):
+    tasks.load(c, Loader(c, make_mesh(1, 1, jax.devices()[:1])))
 
 
 def test_tools_draw_as_the_run_did(run):

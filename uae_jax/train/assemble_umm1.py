@@ -7,6 +7,7 @@ from typing import Any
 from uae_jax import zoo
 from uae_jax.data import buckets, tokenize
 from uae_jax.data.preprocess import prefix_of
+from uae_jax.errors import UserError
 from uae_jax.infer import options as options_lib
 from uae_jax.infer.load import policy_view
 from uae_jax.infer.painters import PARTS, load_painter
@@ -43,7 +44,7 @@ def load(config, weights: Loader) -> Parts:
   drawing, conditioner, painter = painter_models(config, policy, **kw)
   towers, judges, params = parts_lib.towers(config, weights)
   params['policy'] = weights('policy', policy, config.ckpt.policy, seed)
-  if other := reader(config, processors):
+  if other := reader_of(config, processors):
     params['reader'] = weights('reader', policy, other)
   folders = {**PARTS, 'connector': 'connector'}
   for i, (name, model) in enumerate(
@@ -148,7 +149,7 @@ def painter_models(
   return {'decoder': decoder}, conditioner, painter
 
 
-def reader(config, policy: Path) -> str:
+def reader_of(config, policy: Path) -> str:
   """What re-encodes captions where it is not the policy as it starts; or ''.
 
   A policy that an earlier run has trained with `environment=reference` draws
@@ -157,8 +158,16 @@ def reader(config, policy: Path) -> str:
   Args:
     config: of the run; `ckpt.reader` comes first.
     policy: its folder.
+
+  Raises:
+    UserError: `ckpt.reader` is set where nothing would read by it.
   """
   if config.stage == 'pretrain' or config.rollout.environment == 'policy':
+    if config.ckpt.reader:
+      raise UserError(
+        'ckpt.reader is read with rollout.environment=reference, and by no '
+        'stage=pretrain: leave it empty'
+      )
     return ''
   if not config.ckpt.reader and 'reader' not in options_lib.read(policy.parent):
     return ''
