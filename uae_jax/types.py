@@ -3,8 +3,8 @@
 Letters: B images, G rollouts per image (the group), L query or caption
 tokens, S key or prefix tokens, N query heads, K key/value heads, H head dim,
 D width, F mlp width, V vocabulary, P image patches, E patch vector, M merged
-image tokens, I image codes, C channels, R image side in pixels, T denoising
-steps, Y layers. A group is always an axis: arrays are [B, G, ...].
+image tokens, I image codes, C channels, R rows and Q columns of an image's
+pixels, T denoising steps, Y layers. A group is always an axis: arrays are [B, G, ...].
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ class Batch:
   Fields that a stage does not read are None (towers read image and full_ids).
   """
 
-  image: Float[Array, 'B R R 3']  # in [0, 1]: what the reward compares with
+  image: Float[Array, 'B R Q 3']  # in [0, 1]: what the reward compares with
   patches: Float[Array, 'B P E'] | None = None  # merge-group-major, 0 padded
   patch_hw: Int[Array, 'B P 2'] | None = None  # row, column in the patch grid
   patch_window: Int[Array, 'B P'] | None = None  # attention window, -1 padded
