@@ -4,7 +4,8 @@ Letters: B images, G rollouts per image (the group), L query or caption
 tokens, S key or prefix tokens, N query heads, K key/value heads, H head dim,
 D width, F mlp width, V vocabulary, P image patches, E patch vector, M merged
 image tokens, I image codes, C channels, R rows and Q columns of an image's
-pixels, T denoising steps, Y layers. A group is always an axis: arrays are [B, G, ...].
+pixels, T denoising steps, Y layers. A group is always an axis: arrays are
+[B, G, ...].
 """
 
 from typing import Any
@@ -88,7 +89,7 @@ class Rollout:
   """One pass image -> text -> image -> reward."""
 
   captions: Captions
-  images: Float[Array, 'B G R R 3'] | None  # in [0, 1]; None where not drawn
+  images: Float[Array, 'B G R Q 3'] | None  # in [0, 1]; None where not drawn
   reward: Float[Array, 'B G']  # fp32, may be non-finite
   codes: Codes | None = None  # of the images, where they were sampled
   scores: dict[str, Float[Array, 'B G']] | None = None  # the reward's, raw
