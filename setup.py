@@ -28,9 +28,12 @@ DOCS = [
   'mkdocstrings[python]>=0.27',  # reference from docstrings, nothing imported
 ]
 
+GCS = 'gcsfs>=2025.2'  # --workdir=gs://…, with what TensorStore has
+
 EXTRAS = {
   'data': ['pyarrow>=15'],  # Parquet and Arrow tables
-  'tpu': ['jax[tpu]>=0.10'],
+  'gcs': [GCS],
+  'tpu': ['jax[tpu]>=0.10', GCS],
   'cuda': ['jax[cuda13]>=0.10'],
   'test': [
     'pytest>=8',
@@ -52,6 +55,8 @@ EXTRAS = {
     'jsonschema>=4',
     'pyarrow>=15',
     'datasets>=3',  # writes the folders that arrow: reads
+    GCS,
+    'gcp-storage-emulator>=2026.7',  # a bucket on this machine
     'hypothesis>=6.100',  # malformed files and command lines
     'nbclient>=0.10',  # runs the notebooks
     'ipykernel>=6.29',  # their kernel
@@ -64,7 +69,11 @@ EXTRAS = {
   # Endpoints that compare captions or see images, and their answers' schema.
   'judges': ['openai>=1.60', 'jsonschema>=4'],
   'detect': ['torch>=2.4', 'timm>=1.0'],  # transformers' object detectors
-  'bench': ['matplotlib>=3.9'],  # draws what was measured
+  'bench': [
+    'matplotlib>=3.9',  # draws what was measured
+    GCS,
+    'gcp-storage-emulator>=2026.7',  # chaos --bucket
+  ],
   'demo': ['gradio>=6'],  # the page of tools.demo
   'notebooks': ['jupyter>=1.1', 'matplotlib>=3.9'],
   'dev': ['pre-commit>=4', 'ruff>=0.14'],

@@ -1,6 +1,7 @@
 """Runs that are killed, stopped and resumed; is anything lost?
 
-`python -m benchmarks.chaos [--kills=20] [--steps=500] [--seed=0] [--out=DIR]`
+`python -m benchmarks.chaos [--kills=20] [--steps=500] [--seed=0] [--out=DIR]
+[--bucket]`
 
 First a run of the embedded default, shortened, is left alone. Another is
 killed (SIGKILL) again and again, by turns while it starts, steps, saves and
@@ -8,11 +9,13 @@ evaluates, each time after a random while, and the same command goes on. Its
 metrics must be those of the first, and every step must have learnt from the
 same items, however often it was taken. A third is stopped by SIGTERM and timed.
 A longer one says how memory grows and what is compiled on the way. Ends with
-one JSON object.
+one JSON object. With --bucket the workdirs of all but the first are in a
+bucket, which an emulator of Google's in this process serves.
 """
 
 import argparse
 import json
+import logging
 import os
 import random
 import signal
@@ -25,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 ROOT = Path(__file__).parent.parent
 SMALL = {
@@ -39,7 +43,11 @@ class Run:
   """A workdir, and the process that is at work in it."""
 
   def __init__(
-    self, folder: Path, config: Mapping[str, Any], env: Mapping[str, str] = {}
+    self,
+    folder: Path,
+    config: Mapping[str, Any],
+    env: Mapping[str, str] = {},
+    bucket: str = '',
   ):
     """Starts nothing.
 
@@ -47,9 +55,11 @@ class Run:
       folder: to be made, for workdir and logs.
       config: what differs from configs/umm1.py and from `SMALL`.
       env: of the processes, beside this one's.
+      bucket: an address for the workdir instead.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    self.workdir, self.diary = folder / 'run', folder / 'diary.jsonl'
+    self.workdir = epath.Path(bucket or folder / 'run')
+    self.diary = folder / 'diary.jsonl'
     self.log = folder / 'log.txt'
     self._args = [f'--config.{k}={v}' for k, v in {**SMALL, **config}.items()]
     self._env = {**os.environ, **env, 'PYTHONPATH': str(ROOT)}
@@ -131,7 +141,7 @@ class Run:
     return out
 
 
-def _read(path: Path) -> list[str]:
+def _read(path: Path | epath.Path) -> list[str]:
   return path.read_text().splitlines() if path.exists() else []
 
 
@@ -211,6 +221,21 @@ def growth(rows: Sequence[Mapping], after: int) -> dict[str, float]:
   )
 
 
+def start_bucket() -> tuple[dict[str, str], str]:
+  """What processes need to know of a bucket of this one; a folder in it.
+
+  A holder of its lock that was killed is gone after seconds, not a minute.
+  """
+  from benchmarks.gcs import Server
+
+  logging.getLogger('gcsfs').setLevel(logging.CRITICAL + 1)
+  server = Server()
+  server.start()
+  os.environ.update(server.environment())
+  env = server.environment() | {'CHAOS_STALE': '5'}
+  return env, f'gs://{server.BUCKET}/chaos'
+
+
 def main() -> None:
   """All of it."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -218,20 +243,26 @@ def main() -> None:
   parser.add_argument('--steps', type=int, default=500)
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--out', default=None)
+  parser.add_argument('--bucket', action='store_true')
   args = parser.parse_args()
   folder = Path(args.out or tempfile.mkdtemp(prefix='chaos'))
   start = time.monotonic()
   often = {'eval.every': 10, 'ckpt.every': 5}
   short = {'train.steps': max(4 * args.kills, 20), **often}
-  whole, broken = Run(folder / 'whole', short), Run(folder / 'broken', short)
+  env, place = start_bucket() if args.bucket else ({}, '')
+
+  def make(name: str, config: Mapping[str, Any]) -> Run:
+    return Run(folder / name, config, env, place and f'{place}/{name}')
+
+  whole, broken = Run(folder / 'whole', short), make('broken', short)
   whole.finish()
   moments = kill_often(broken, args.kills, random.Random(args.seed))
   broken.finish()
   found = dict(kills=len(moments), **compare(whole, broken))
   print(f'{found}: nothing is lost', file=sys.stderr, flush=True)
-  found['sigterm_seconds'] = stop(Run(folder / 'stopped', short), 12)
+  found['sigterm_seconds'] = stop(make('stopped', short), 12)
   seldom = {'eval.every': 100, 'ckpt.every': 50}
-  long = Run(folder / 'long', {'train.steps': args.steps, **seldom})
+  long = make('long', {'train.steps': args.steps, **seldom})
   long.finish()
   found |= growth(long.lines(), args.steps // 5)
   found['seconds'] = time.monotonic() - start

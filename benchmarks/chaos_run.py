@@ -4,7 +4,8 @@
 ARGUMENTS`, and appends JSON lines to LOG: `at` (begin, evaluate, save) when it
 starts on something, and for every step the items that it learnt from, the
 memory of the process and the programs compiled so far. With CHAOS_LINGER it
-waits so many seconds where it starts on something.
+waits so many seconds where it starts on something; with CHAOS_STALE whoever
+held a bucket is gone after so many without a sign of life.
 """
 
 import json
@@ -20,9 +21,10 @@ import numpy as np
 
 from uae_jax import main
 from uae_jax.ckpt.orbax_io import Checkpoints
-from uae_jax.train import loop
+from uae_jax.train import bucket_lock, loop
 
 LINGER = float(os.environ.get('CHAOS_LINGER', 0))
+STALE = float(os.environ.get('CHAOS_STALE', bucket_lock.STALE))
 COMPILED = '/jax/core/compile/backend_compile_duration'
 
 
@@ -83,6 +85,7 @@ class Diary:
 def cli() -> None:
   """Wraps what the loop calls, then runs it."""
   diary = Diary(Path(sys.argv.pop(1)))
+  bucket_lock.STALE, bucket_lock.BEAT = STALE, STALE / 6
   jax.monitoring.register_event_duration_secs_listener(diary.compiled)
   loop.to_batch = diary.batch(loop.to_batch)
   loop.Log.step = diary.step(loop.Log.step)

@@ -48,6 +48,26 @@ def forget_programs():
   gc.collect()
 
 
+@pytest.fixture(scope='session')
+def store():
+  """Google Cloud Storage, which is a thread of this process."""
+  from benchmarks.gcs import Server
+
+  server = Server()
+  server.start()
+  with pytest.MonkeyPatch.context() as patch:
+    for name, value in server.environment().items():
+      patch.setenv(name, value)
+    yield server
+  server.join()
+
+
+@pytest.fixture
+def bucket(store, tmp_path):
+  """An address of its own."""
+  return f'gs://{store.BUCKET}/{tmp_path.name}/run'
+
+
 ONLY = {'gpu_only': 'gpu', 'tpu_only': 'tpu'}
 
 

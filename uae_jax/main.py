@@ -19,7 +19,9 @@ CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'Config file, such as configs/umm1.py.', lock_config=True
 )
 WORKDIR = flags.DEFINE_string(
-  'workdir', None, "The run's folder; default runs/<config name>."
+  'workdir',
+  None,
+  "The run's folder, or gs://BUCKET/FOLDER; default runs/<config name>.",
 )
 DISTRIBUTED = flags.DEFINE_enum(
   'distributed', 'auto', ['auto', 'on', 'off'],
@@ -45,12 +47,9 @@ def main(argv: list[str]) -> int:
   if CONFIG.value is None:
     raise UserError('say --config=configs/umm1.py')
   config_file = FLAGS['config'].config_filename
-  if '://' in (WORKDIR.value or ''):
-    raise UserError(
-      f'--workdir={WORKDIR.value} is no folder: mount the bucket, see '
-      'launch/README.md'
-    )
-  workdir = Path(WORKDIR.value or default_workdir(config_file)).expanduser()
+  workdir = WORKDIR.value or default_workdir(config_file)
+  if '://' not in workdir:
+    workdir = Path(workdir).expanduser()
 
   from uae_jax.sharding import hosts, mesh
   from uae_jax.train import loop

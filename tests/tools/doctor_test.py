@@ -6,6 +6,7 @@ import os
 
 import jax
 import pytest
+from etils import epath
 from packaging.requirements import Requirement
 
 from tests.tools.commands import run
@@ -155,6 +156,15 @@ def test_few_memory_maps_are_a_problem(monkeypatch, tmp_path):
   file.write_text('1000\n')
   _, [problem] = doctor.system()
   assert 'sysctl' in problem
+
+
+def test_a_bucket_is_tried_and_nothing_is_left(bucket):
+  assert doctor.unusable(bucket) == ''
+  assert not epath.Path(bucket).exists()
+  assert 'gs://nowhere/runs/doctor cannot be' in doctor.unusable(
+    'gs://nowhere/runs'
+  )
+  assert 'neither a folder nor gs://' in doctor.unusable('s3://box/runs')
 
 
 def test_folders_that_do_not_exist_yet_can_be_written(tmp_path):

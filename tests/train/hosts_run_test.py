@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from etils import epath
 
 ROOT = Path(__file__).parent.parent.parent
 STEPS = 16
@@ -24,9 +25,9 @@ ARGS = (
 
 
 class Hosts:
-  """`count` processes of one run."""
+  """`count` processes of one run; its workdir may be in a bucket."""
 
-  def __init__(self, folder: Path, count: int, cache: Path):
+  def __init__(self, folder: Path, count: int, cache: Path, workdir: str = ''):
     devices = f'device_count={8 // count}'
     flags = re.sub(r'device_count=\d+', devices, os.environ['XLA_FLAGS'])
     env = {
@@ -37,7 +38,7 @@ class Hosts:
     with socket.socket() as s:
       s.bind(('127.0.0.1', 0))
       port = s.getsockname()[1]
-    self.metrics = folder / 'metrics.jsonl'
+    self.metrics = epath.Path(workdir or folder) / 'metrics.jsonl'
     self.logs = [folder.parent / f'{folder.name}.{i}.log' for i in range(count)]
     self.processes = []
     for i in range(count):
@@ -53,7 +54,7 @@ class Hosts:
               'uae_jax.main',
               *ARGS,
               *args,
-              f'--workdir={folder}',
+              f'--workdir={workdir or folder}',
             ],
             cwd=ROOT,
             env=env,
@@ -95,7 +96,7 @@ class Hosts:
       p.wait()
 
 
-def rows(metrics: Path):
+def rows(metrics: Path | epath.Path):
   """Rows of training steps."""
   if not metrics.exists():
     return []
@@ -150,6 +151,31 @@ def test_two_processes_are_one_run_that_is_not_lost(tmp_path, cache, alone):
     assert f'at step {stopped[-1]}' in one.said()
   assert one.steps() == [*range(1, STEPS + 1)]
   assert (folder / 'export' / 'policy' / 'config.json').exists()
+
+
+@pytest.mark.slow
+def test_two_processes_in_a_bucket(tmp_path, cache, alone, bucket):
+  hosts = lambda count: Hosts(tmp_path / 'run', count, cache, bucket)
+  with hosts(2) as two:
+    two.until(4)
+    for process in two.processes:
+      process.send_signal(signal.SIGKILL)
+    two.codes(60)
+  with hosts(2) as two:  # resumes when the lock has been silent for a minute
+    two.resumed()
+    assert 'waiting up to 60 s' in two.said()
+    two.processes[1].send_signal(signal.SIGTERM)
+    assert two.codes(120) == [143, 143], two.said()
+  with hosts(1) as one:  # on another number of hosts; nobody holds the lock
+    assert one.codes(300) == [0], one.said()
+    assert 'waiting' not in one.said()
+  assert one.steps() == [*range(1, STEPS + 1)]
+  for mine, other in list(zip(rows(one.metrics), alone))[:3]:
+    for key in ('reward/mean', 'optim/grad_norm', 'caption/length'):
+      np.testing.assert_allclose(mine[key], other[key], rtol=1e-5, err_msg=key)
+  place = epath.Path(bucket)
+  assert (place / 'export' / 'policy' / 'config.json').exists()
+  assert not (place / 'lock').exists()
 
 
 def test_a_mistake_that_one_host_finds_ends_all(tmp_path, cache):

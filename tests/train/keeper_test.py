@@ -16,6 +16,7 @@ from uae_jax.errors import UserError
 from uae_jax.train import keeper as keeper_lib
 from uae_jax.train.keeper import Keeper
 from uae_jax.train.state import digest
+from uae_jax.train.workdir import Workdir
 from uae_jax.types import TrainState
 
 
@@ -71,7 +72,8 @@ class Runs:
       self.folder / 'checkpoints', self.config.ckpt.keep
     )
     self.data, self.log = Data(), Log()
-    return Keeper(self.config, self.folder, self.checkpoints, self.data)
+    home = Workdir(self.folder, 0)
+    return Keeper(self.config, home, self.checkpoints, self.data)
 
   def end(self):
     if self.checkpoints is not None:

@@ -123,7 +123,7 @@ def save_tensors(
     if writes:
       shutil.rmtree(partial, ignore_errors=True)
   if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(f'saved {folder}')
+    multihost_utils.sync_global_devices(f'saved {folder.name}')
 
 
 def _write_weights(folder, tensors, stem, max_shard, writes):

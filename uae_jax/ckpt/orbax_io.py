@@ -3,13 +3,13 @@
 import contextlib
 import dataclasses
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
 from uae_jax import trees
 from uae_jax.errors import UserError
@@ -40,21 +40,33 @@ class Checkpoints:
   """The `checkpoints/` folder of a workdir: atomic, asynchronous.
 
   A step is written beside its place and renamed once it is whole, and an old
-  one goes only after that. What a killed write has left is removed at the
+  one goes only after that; in a bucket, where nothing can be renamed, a last
+  file says that it is whole. What a killed write has left is removed at the
   next start.
   """
 
-  def __init__(self, folder: Path, keep: int):
-    """Opens or creates `folder`; `keep` newest steps are kept."""
+  def __init__(self, folder: Path | epath.Path, keep: int):
+    """Opens or creates `folder`; `keep` newest steps are kept.
+
+    Raises:
+      UserError: a bucket does not do as asked.
+    """
+    self._folder = epath.Path(folder)
     self._kept = _Kept(keep)
-    if jax.process_index() == 0:
-      for torn in folder.glob('*.orbax-checkpoint-tmp*'):
-        shutil.rmtree(torn, ignore_errors=True)
+    with self._writing() if _is_remote(folder) else contextlib.nullcontext():
+      self._open()
+
+  def _open(self) -> None:
+    if jax.process_index() == 0 and self._folder.exists():
+      for step in self._folder.iterdir():
+        if step.is_dir() and not ocp.utils.is_checkpoint_finalized(step):
+          step.rmtree()
     options = dict(preservation_policy=self._kept, create=True)
     try:
-      self._manager = _manager(folder, **options)
+      self._manager = _manager(self._folder, **options)
     except (ValueError, KeyError, TypeError):  # a step's own description
-      self._manager = _manager(folder, **options, lightweight_initialize=True)
+      options |= dict(lightweight_initialize=True)
+      self._manager = _manager(self._folder, **options)
 
   def steps(self) -> list[int]:
     """Steps that are there, the newest first."""
@@ -106,18 +118,22 @@ class Checkpoints:
       )
     except Exception as e:  # a broken file may be any error of its readers
       raise UserError(
-        f'checkpoint {self._manager.directory}/{step} cannot be read: '
-        f'{_line(e)}'
+        f'checkpoint {self._folder}/{step} cannot be read: {_line(e)}'
       ) from None
     return out['state'], out['run']
 
-  def set_aside(self, steps: Sequence[int], folder: Path) -> None:
-    """Moves steps to a folder, under names that are free there."""
-    folder.mkdir(exist_ok=True)
-    for step in steps:
-      names = [str(step), *(f'{step}.{i}' for i in range(1, 1000))]
-      to = next(folder / x for x in names if not (folder / x).exists())
-      os.replace(Path(self._manager.directory) / str(step), to)
+  def set_aside(self, steps: Sequence[int], folder: Path | epath.Path) -> None:
+    """Moves steps to a folder, under names that are free there.
+
+    Raises:
+      UserError: they cannot be moved.
+    """
+    with self._writing():
+      folder.mkdir(exist_ok=True)
+      for step in steps:
+        names = [str(step), *(f'{step}.{i}' for i in range(1, 1000))]
+        to = next(folder / x for x in names if not (folder / x).exists())
+        _move(self._folder / str(step), to)
 
   def reload(self) -> None:
     """Looks again at which steps are there."""
@@ -151,18 +167,43 @@ class Checkpoints:
   @contextlib.contextmanager
   def _writing(self):
     """Says in one line why a checkpoint cannot be written."""
+    # A bucket fails in the ways of sockets, HTTP and Google's credentials.
+    errors = Exception if _is_remote(self._folder) else (OSError, ValueError)
     try:
       yield
-    except (OSError, ValueError) as e:
+    except errors as e:
       raise UserError(
-        f'a checkpoint in {self._manager.directory} cannot be written: '
+        f'a checkpoint in {self._folder} cannot be written: '
         f'{_line(e)}; those before it are kept, and the same command resumes'
       ) from None
 
 
-def _manager(folder: Path, **options) -> ocp.CheckpointManager:
+def _is_remote(folder: Path | epath.Path) -> bool:
+  """Is it in a bucket?"""
+  return '://' in str(folder)
+
+
+def _move(source: epath.Path, target: epath.Path) -> None:
+  """Moves a folder; in a bucket, file by file."""
+  if not _is_remote(source):
+    os.replace(source, target)
+    return
+  _copy(source, target)
+  source.rmtree()
+
+
+def _copy(source: epath.Path, target: epath.Path) -> None:
+  """Copies a folder of a bucket."""
+  for path in source.iterdir():
+    if path.is_dir():
+      _copy(path, target / path.name)
+    else:
+      path.copy(target / path.name)
+
+
+def _manager(folder: epath.Path, **options) -> ocp.CheckpointManager:
   return ocp.CheckpointManager(
-    folder.absolute(),
+    folder if _is_remote(folder) else folder.absolute(),
     options=ocp.CheckpointManagerOptions(**options),
     item_names=('state', 'run'),
   )

@@ -26,8 +26,11 @@ from packaging.requirements import Requirement
 from uae_jax.errors import UserError
 from uae_jax.sharding import mesh as mesh_lib
 from uae_jax.tools import cli
+from uae_jax.train import bucket
 
-FOLDER = flags.DEFINE_string('folder', 'runs', 'Where runs will write.')
+FOLDER = flags.DEFINE_string(
+  'folder', 'runs', 'Where runs will write: a folder or gs://BUCKET/FOLDER.'
+)
 ATTENTION = flags.DEFINE_string('attention', 'auto', 'As model.attention.')
 TEST = flags.DEFINE_bool('test', True, 'Let the bundled model redraw a scene.')
 JSON = flags.DEFINE_bool('json', False, 'Print one JSON object instead.')
@@ -200,12 +203,28 @@ def folders() -> tuple[dict[str, Any], list[str]]:
      'set JAX_COMPILATION_CACHE_DIR to a folder that can be'),
     ('workdir', FOLDER.value, 'say --folder=FOLDER that can be'),
   ):  # fmt: skip
-    bucket = name != 'workdir' and '://' in folder  # of a cache alone
-    ok = bucket or writable(Path(folder).expanduser())
-    found[name] = folder if ok else f'{folder} cannot be written'
-    if not ok:
-      problems.append(f'{folder} cannot be written: {change}')
+    why = ''
+    if '://' not in folder:
+      if not writable(Path(folder).expanduser()):
+        why = f'{folder} cannot be written: {change}'
+    elif name == 'workdir':
+      why = unusable(folder)
+    found[name] = why or folder
+    problems += [why] * bool(why)
   return found, problems
+
+
+def unusable(url: str) -> str:
+  """Why a run could not write below an address; nothing is left there."""
+  try:
+    home = bucket.at(f'{url}/doctor', 0)
+    try:
+      home.enter({})
+    finally:
+      home.leave()
+  except UserError as e:
+    return str(e)
+  return ''
 
 
 def writable(folder: Path) -> bool:

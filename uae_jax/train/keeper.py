@@ -13,7 +13,9 @@ from uae_jax.ckpt.orbax_io import Checkpoints
 from uae_jax.errors import UserError
 from uae_jax.eval import report
 from uae_jax.sharding import hosts
+from uae_jax.train.bucket import Bucket
 from uae_jax.train.state import digest
+from uae_jax.train.workdir import Workdir
 from uae_jax.types import TrainState
 
 UNREADABLE = 'unreadable'  # folder of checkpoints that are set aside
@@ -33,16 +35,22 @@ class Keeper:
     best: the step of the best evaluation, None where there is none.
   """
 
-  def __init__(self, config, folder: Path, checkpoints: Checkpoints, data: Any):
+  def __init__(
+    self,
+    config,
+    home: Workdir | Bucket,
+    checkpoints: Checkpoints,
+    data: Any,
+  ):
     """Reads nothing yet.
 
     Args:
       config: of the run.
-      folder: its workdir.
+      home: its workdir.
       checkpoints: in there.
       data: the iterator whose place is kept.
     """
-    self._config, self._folder = config, folder
+    self._config, self._home = config, home
     self._checkpoints, self._data = checkpoints, data
     self._every, self._due = config.ckpt.every, False
     self.rollbacks, self.best = 0, None
@@ -75,17 +83,17 @@ class Keeper:
       unread[step] = why
     else:
       raise UserError(
-        f'none of the checkpoints {steps} in {self._folder} can be read '
+        f'none of the checkpoints {steps} in {self._home.name} can be read '
         f'({unread[steps[0]]}); nothing was changed: use another --workdir'
       )
     if unread:
       if hosts.is_first():
-        self._checkpoints.set_aside([*unread], self._folder / UNREADABLE)
+        self._checkpoints.set_aside([*unread], self._home.place / UNREADABLE)
         numbers = ', '.join(map(str, unread))
         print(
           f'warning: step {numbers} cannot be read '
           f'({next(iter(unread.values()))}) and is moved to '
-          f'{self._folder / UNREADABLE}; going on from step {step}',
+          f'{self._home.name}/{UNREADABLE}; going on from step {step}',
           flush=True,
         )
       hosts.wait('set aside')
@@ -122,7 +130,7 @@ class Keeper:
       return
     best = -1
     if hosts.is_first():
-      rows = watched(self._folder, self._config, step)
+      rows = watched(self._home.files, self._config, step)
       rows = [row for row in rows if np.isfinite(row[1])]
       best = max(rows, key=lambda row: row[1])[0] if rows else -1
     best = int(hosts.agree(np.int32(best)))
@@ -155,6 +163,7 @@ class Keeper:
       return
     log.settle()
     log.writer.flush()
+    self._home.send()
     saved = state.saved()
     run = dict(
       data=self._data.get_state(),

@@ -14,22 +14,23 @@ from uae_jax.eval import report
 from uae_jax.nn import kernels
 from uae_jax.sharding import hosts
 from uae_jax.sharding.mesh import make_mesh, put_batch
-from uae_jax.train import tasks, wandb_writer, workdir, writers
+from uae_jax.train import bucket, tasks, wandb_writer, workdir, writers
 from uae_jax.train.keeper import Keeper, has_stalled
-from uae_jax.train.lock import Lock
 from uae_jax.train.parts import TURNS, sampled
+from uae_jax.train.workdir import Workdir
 from uae_jax.train.writers import Nobody, Progress, Several, Watcher
 from uae_jax.types import Batch
 
 SHOWN = 8  # images of the gallery that TensorBoard and W&B get
+SENT = 30.0  # seconds between looks at what a bucket has not got yet
 
 
-def run(config, folder: Path, watcher: Watcher | None = None) -> int:
+def run(config, folder: str | Path, watcher: Watcher | None = None) -> int:
   """Trains to `train.steps`, or until a signal; resumes what is there.
 
   Args:
     config: of the run, as configs/ has them.
-    folder: its workdir.
+    folder: its workdir, or gs://BUCKET/FOLDER.
     watcher: is shown every row and gallery as they come.
 
   Returns:
@@ -54,65 +55,63 @@ def run(config, folder: Path, watcher: Watcher | None = None) -> int:
 
 def _run(config, folder, watcher) -> int:
   """Locks, builds, trains, closes."""
-  first, lock = hosts.is_first(), Lock(folder)
+  home = bucket.at(folder, jax.process_index())
   try:
-    if first:
-      workdir.check(folder, config.to_dict())
+    if hosts.is_first():
       wandb_writer.check(config.log.wandb)
-      if folder.is_dir():
-        lock.take()
+    home.enter(config.to_dict())
     mesh = make_mesh(config.mesh.data, config.mesh.model)
     with jax.set_mesh(mesh), kernels.use(config.model.attention):
       task = tasks.build(config, mesh)
-      if first:
-        workdir.claim(folder, config.to_dict(), lock)
+      home.claim(config.to_dict())
       hosts.wait('claimed')
       task.bad.keep(
-        workdir.bad_items(folder, jax.process_index()), config.data.max_bad
+        workdir.bad_items(home.files, jax.process_index()), config.data.max_bad
       )
-      checkpoints = Checkpoints(folder / 'checkpoints', config.ckpt.keep)
+      checkpoints = Checkpoints(home.place / 'checkpoints', config.ckpt.keep)
       try:
-        code = _train(config, folder, mesh, task, checkpoints, watcher)
+        code = _train(config, home, mesh, task, checkpoints, watcher)
       finally:
         checkpoints.close()
+    home.send()
     hosts.wait('done')
     return code
   except OSError as e:
-    where = e.filename or folder
+    where = e.filename or home.name
     raise UserError(
       f'{where}: {e.strerror or e}; checkpoints are kept, and the same command '
       'resumes'
     ) from None
   finally:
-    lock.release()
+    home.leave()
 
 
-def _train(config, folder, mesh, task, checkpoints, watcher) -> int:
+def _train(config, home, mesh, task, checkpoints, watcher) -> int:
   """The story, once everything is built."""
-  keeper = Keeper(config, folder, checkpoints, task.data)
+  keeper = Keeper(config, home, checkpoints, task.data)
   state, step = keeper.resume(task.state)
   task.state = None  # donated below
   new, step = step is None, step or 0
   if hosts.is_first() and not new:
-    print(f'resuming {folder} at step {step}')
+    print(f'resuming {home.name} at step {step}')
   writer = progress = Nobody()
   if hosts.is_first():
-    writer = writers.open_all(folder, config.log.wandb)
+    writer = writers.open_all(home.files, config.log.wandb)
     progress = Progress(
       config.train.steps, step, config.log.every, task.headline
     )
   writer.truncate_after(-1 if new else step)
   writer.write_hparams(workdir.flat(config.to_dict()))
-  log = Log(config, writer, progress, task.bad, keeper, watcher)
+  log = Log(config, home, writer, progress, task.bad, keeper, watcher)
   turns = [compile_step(step, state) for step in task.steps]
 
   stop = hosts.Stop()
   if new:
-    evaluate(task, state, step, folder, log)
+    evaluate(task, state, step, home.files, log)
     keeper.evaluated(step)
     keeper.save(step, state, log)
   log.start(step)
-  stalled = lambda: has_stalled(folder, config, step)
+  stalled = lambda: has_stalled(home.files, config, step)
   ended = step >= config.train.steps or stalled()
   while not ended and not stop.asked(step):
     batch = to_batch(next(task.data), mesh)
@@ -125,7 +124,7 @@ def _train(config, folder, mesh, task, checkpoints, watcher) -> int:
       continue
     ended = step == config.train.steps
     if step % config.eval.every == 0 or ended:
-      evaluate(task, state, step, folder, log)
+      evaluate(task, state, step, home.files, log)
       ended = ended or stalled()
       keeper.evaluated(step)
     keeper.stepped(step)
@@ -139,13 +138,14 @@ def _train(config, folder, mesh, task, checkpoints, watcher) -> int:
     return 128 + stop.number
   shown, at = keeper.exported(state, step)
   del state
-  task.export(shown, folder / 'export')
-  page = report.write_report(folder) if hosts.is_first() else None
+  task.export(shown, home.files / 'export')
+  if hosts.is_first():
+    report.write_report(home.files)
   if step < config.train.steps:
     progress.say(f'eval.patience is over: no better eval/{config.eval.watch}')
   if at != step:
     progress.say(f'exported step {at}, the best by eval/{config.eval.watch}')
-  progress.say(f'finished {step} steps: {page}')
+  progress.say(f'finished {step} steps: {home.name}/report.html')
   return 0
 
 
@@ -155,6 +155,7 @@ class Log:
   def __init__(
     self,
     config,
+    home: Workdir | bucket.Bucket,
     writer: Several,
     progress: Progress,
     bad: BadItems,
@@ -164,7 +165,8 @@ class Log:
     self.writer, self.progress, self.bad = writer, progress, bad
     self.watcher = watcher if hosts.is_first() else Nobody()
     self.skipped = 0  # updates in a row, one step late
-    self._keeper, self._counts = keeper, config.guard.rollbacks > 0
+    self._home, self._keeper = home, keeper
+    self._counts = config.guard.rollbacks > 0
     self._rows = sampled(config)  # images that a step draws or reads
     if config.stage in TURNS:
       self._rows *= config.train.group_size
@@ -215,6 +217,7 @@ class Log:
     self.writer.write_scalars(step, row)
     self.progress.update(step, row)
     self.watcher.write_scalars(step, row)
+    self._home.send(SENT)
 
 
 def compile_step(step, state):

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,55 @@ OURS = {lock_lib.FILE, PART}
 BAD_ITEMS = 'bad_items.jsonl'
 
 
+class Workdir:
+  """A run's folder on a disk that every host sees.
+
+  `bucket.Bucket` has the same attributes and methods.
+
+  Attributes:
+    name: as messages say it.
+    files: where a host reads and writes what grows in place.
+    place: where all hosts write checkpoints.
+  """
+
+  def __init__(self, folder: Path, process: int):
+    """Reads and writes nothing.
+
+    Args:
+      folder: which need not exist.
+      process: of this host; the first one, 0, holds the folder for all.
+    """
+    self.name, self.files, self.place = str(folder), folder, folder
+    self._process, self._lock = process, Lock(folder)
+
+  def enter(self, config: Mapping[str, Any]) -> None:
+    """Checks the folder and holds it if it is there; makes nothing.
+
+    Raises:
+      UserError: as `check`, or another process holds it.
+    """
+    if self._process == 0:
+      check(self.files, config)
+      if self.files.is_dir():
+        self._lock.take()
+
+  def claim(self, config: Mapping[str, Any]) -> None:
+    """Makes, holds and marks the folder, once the run is known to be built.
+
+    Raises:
+      UserError: as `claim` below.
+    """
+    if self._process == 0:
+      claim(self.files, config, self._lock)
+
+  def send(self, every: float = 0.0) -> None:
+    """Nothing is elsewhere."""
+
+  def leave(self) -> None:
+    """Lets go."""
+    self._lock.release()
+
+
 def flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
   """Nested config -> {'train.lr': ...}."""
   out = {}
@@ -37,35 +86,68 @@ def bad_items(folder: Path, process: int) -> Path:
   return folder / (f'bad_items.{process}.jsonl' if process else BAD_ITEMS)
 
 
-def check(folder: Path, config: Mapping[str, Any]) -> None:
-  """Writes nothing.
+def compare(
+  name: str,
+  config: Mapping[str, Any],
+  text: str | None,
+  there: Collection[str] = (),
+) -> None:
+  """May a run go on here, or begin?
+
+  Args:
+    name: of the folder.
+    config: of the run.
+    text: config.json of the folder; None: it has none.
+    there: names of what it holds.
 
   Raises:
-    UserError: the folder holds something else or was made with another
-      config.
+    UserError: it holds something else or was made with another config.
   """
-  file = folder / CONFIG
-  if file.exists():
-    try:
-      old = flat(json.loads(file.read_text()))
-    except (ValueError, AttributeError):
-      raise UserError(f'{file} is not JSON: use another --workdir') from None
-    new = flat(config)
-    keys = [k for k in sorted(set(old) | set(new)) if not k.startswith(FREE)]
-    changed = [
-      f'{k} {old.get(k)!r} -> {new.get(k)!r}'
-      for k in keys
-      if old.get(k) != new.get(k)
-    ]
-    if changed:
+  if text is None:
+    if set(there) - OURS:
       raise UserError(
-        f'{folder} was made with another config ({"; ".join(changed)}): use '
-        'another --workdir or the same config'
+        f'{name} is not empty and holds no config.json: use another --workdir'
       )
-  elif folder.is_dir() and {p.name for p in folder.iterdir()} - OURS:
+    return
+  try:
+    old = flat(json.loads(text))
+  except (ValueError, AttributeError):
     raise UserError(
-      f'{folder} is not empty and holds no config.json: use another --workdir'
+      f'{name}/{CONFIG} is not JSON: use another --workdir'
+    ) from None
+  new = flat(config)
+  keys = [k for k in sorted(set(old) | set(new)) if not k.startswith(FREE)]
+  changed = [
+    f'{k} {old.get(k)!r} -> {new.get(k)!r}'
+    for k in keys
+    if old.get(k) != new.get(k)
+  ]
+  if changed:
+    raise UserError(
+      f'{name} was made with another config ({"; ".join(changed)}): use '
+      'another --workdir or the same config'
     )
+
+
+def check(folder: Path, config: Mapping[str, Any]) -> None:
+  """`compare` of a folder; writes nothing.
+
+  Raises:
+    UserError: as `compare`.
+  """
+  file, names = folder / CONFIG, []
+  try:
+    text = file.read_text() if file.exists() else None
+  except ValueError:
+    text = ''  # no text at all, so no JSON
+  if folder.is_dir():
+    names = [p.name for p in folder.iterdir()]
+  compare(str(folder), config, text, names)
+
+
+def to_text(config: Mapping[str, Any]) -> str:
+  """What config.json holds."""
+  return json.dumps(dict(config), indent=2) + '\n'
 
 
 def claim(folder: Path, config: Mapping[str, Any], lock: Lock) -> None:
@@ -83,7 +165,7 @@ def claim(folder: Path, config: Mapping[str, Any], lock: Lock) -> None:
     check(folder, config)  # another process may have been here
     if not file.exists():
       part = folder / PART
-      part.write_text(json.dumps(dict(config), indent=2) + '\n')
+      part.write_text(to_text(config))
       os.replace(part, file)
   except OSError as e:
     raise UserError(f'workdir {folder} cannot be written: {e}') from None
