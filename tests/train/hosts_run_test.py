@@ -22,12 +22,25 @@ ARGS = (
   '--config.eval.images=8', '--config.eval.batch=8',
   '--config.eval.every=1000', '--config.ckpt.every=1',
 )  # fmt: skip
+TOWER = (
+  '--config=configs/coldstart.py:reward', '--config.train.steps=8',
+  '--config.train.images=8', '--config.ckpt.every=2', '--config.ckpt.keep=9',
+  '--config.train.max_skipped=2', '--config.guard.rollbacks=1',
+)  # fmt: skip
 
 
 class Hosts:
   """`count` processes of one run; its workdir may be in a bucket."""
 
-  def __init__(self, folder: Path, count: int, cache: Path, workdir: str = ''):
+  def __init__(
+    self,
+    folder: Path,
+    count: int,
+    cache: Path,
+    workdir: str = '',
+    args: tuple[str, ...] = ARGS,
+    faults: tuple[str, ...] = ('', ''),
+  ):
     devices = f'device_count={8 // count}'
     flags = re.sub(r'device_count=\d+', devices, os.environ['XLA_FLAGS'])
     env = {
@@ -44,16 +57,19 @@ class Hosts:
     for i in range(count):
       joined = (f'--coordinator=127.0.0.1:{port}', f'--processes={count}',
                 f'--process={i}')  # fmt: skip
-      args = joined if count > 1 else ()
+      joined = joined if count > 1 else ()
+      module = ['uae_jax.main']
+      if faults[i]:
+        module = ['tests.train.faulty_host', faults[i]]
       with open(self.logs[i], 'w') as log:
         self.processes.append(
           subprocess.Popen(
             [
               sys.executable,
               '-m',
-              'uae_jax.main',
-              *ARGS,
+              *module,
               *args,
+              *joined,
               f'--workdir={workdir or folder}',
             ],
             cwd=ROOT,
@@ -101,7 +117,7 @@ def rows(metrics: Path | epath.Path):
   if not metrics.exists():
     return []
   found = [json.loads(line) for line in metrics.read_text().splitlines()]
-  return [row for row in found if 'reward/mean' in row]
+  return [row for row in found if 'optim/skipped' in row]
 
 
 @pytest.fixture(scope='module')
@@ -151,6 +167,38 @@ def test_two_processes_are_one_run_that_is_not_lost(tmp_path, cache, alone):
     assert f'at step {stopped[-1]}' in one.said()
   assert one.steps() == [*range(1, STEPS + 1)]
   assert (folder / 'export' / 'policy' / 'config.json').exists()
+
+
+def test_a_checkpoint_that_one_host_cannot_read_is_left_by_all(tmp_path, cache):
+  folder = tmp_path / 'run'
+  with Hosts(folder, 1, cache, args=TOWER) as one:
+    assert one.codes(300) == [0], one.said()
+  want = rows(one.metrics)
+  faults = ('', 'unreadable=8')
+  with Hosts(folder, 2, cache, args=TOWER, faults=faults) as two:
+    assert two.codes(300) == [0, 0], two.said()
+  assert 'step 8 cannot be read (another host cannot' in two.said()
+  assert 'going on from step 6' in two.said()
+  assert (folder / 'unreadable' / '8').is_dir()
+  assert [p.name for p in (folder / 'checkpoints').glob('8')] == ['8']
+  got = rows(two.metrics)
+  assert [r['step'] for r in got] == [r['step'] for r in want] == [*range(1, 9)]
+  for mine, other in zip(got[6:], want[6:]):  # taken again, on two hosts
+    np.testing.assert_allclose(
+      mine['optim/loss'], other['optim/loss'], rtol=1e-4
+    )
+
+
+def test_several_hosts_go_back_together(tmp_path, cache):
+  folder = tmp_path / 'run'
+  faults = ('nan=6,7,8', 'nan=6,7,8')
+  with Hosts(folder, 2, cache, args=TOWER, faults=faults) as two:
+    assert two.codes(300) == [0, 0], two.said()
+  assert 'back to step 4, on other data' in two.said()
+  got = rows(two.metrics)
+  assert [r['step'] for r in got] == [*range(1, 9)]
+  assert [r['guard/rollbacks'] for r in got] == [0] * 4 + [1] * 4
+  assert not any(r['optim/skipped'] for r in got)
 
 
 @pytest.mark.slow

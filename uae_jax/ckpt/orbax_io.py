@@ -99,6 +99,9 @@ class Checkpoints:
   def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
     """The state and the run of a step, as `save` has got them.
 
+    Waits for no other host, so that one that cannot read is no deadlock; each
+    host reads its own shards.
+
     Args:
       step: that is there.
       like: arrays or shapes with the shardings of the state.
@@ -109,13 +112,14 @@ class Checkpoints:
     self.wait()
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     try:
-      out = self._manager.restore(
-        step,
-        args=ocp.args.Composite(
-          state=ocp.args.StandardRestore(abstract),
-          run=ocp.args.JsonRestore(),
-        ),
-      )
+      with _reader() as reader:
+        out = reader.restore(
+          self._manager.directory / str(step),
+          args=ocp.args.Composite(
+            state=ocp.args.StandardRestore(abstract),
+            run=ocp.args.JsonRestore(),
+          ),
+        )
     except Exception as e:  # a broken file may be any error of its readers
       raise UserError(
         f'checkpoint {self._folder}/{step} cannot be read: {_line(e)}'
@@ -176,6 +180,22 @@ class Checkpoints:
         f'a checkpoint in {self._folder} cannot be written: '
         f'{_line(e)}; those before it are kept, and the same command resumes'
       ) from None
+
+
+def _reader() -> ocp.Checkpointer:
+  """Reads steps, on this host alone."""
+  me = jax.process_index()
+  alone = ocp.options.MultiprocessingOptions(
+    primary_host=me, active_processes={me}
+  )
+  return ocp.Checkpointer(
+    ocp.CompositeCheckpointHandler(
+      state=ocp.StandardCheckpointHandler(multiprocessing_options=alone),
+      run=ocp.JsonCheckpointHandler(multiprocessing_options=alone),
+      composite_options=ocp.CompositeOptions(multiprocessing_options=alone),
+    ),
+    multiprocessing_options=alone,
+  )
 
 
 def _is_remote(folder: Path | epath.Path) -> bool:

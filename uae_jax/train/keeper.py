@@ -53,6 +53,7 @@ class Keeper:
     self._config, self._home = config, home
     self._checkpoints, self._data = checkpoints, data
     self._every, self._due = config.ckpt.every, False
+    self._last: int | None = None  # step of the newest checkpoint
     self.rollbacks, self.best = 0, None
 
   @property
@@ -71,7 +72,7 @@ class Keeper:
     Raises:
       UserError: there are some and none can be read; they stay as they are.
     """
-    steps = self._checkpoints.steps()
+    steps = self._steps()
     if not steps:
       return state, None
     like, frozen = _emptied(state), state.frozen
@@ -99,23 +100,33 @@ class Keeper:
       hosts.wait('set aside')
       self._checkpoints.reload()
     self._data.set_state(run['data'])
-    self.rollbacks = run['rollbacks']
+    self.rollbacks, self._last = run['rollbacks'], step
     self._find_best(step)
     return saved.replace(frozen=frozen), step
 
+  def _steps(self) -> list[int]:
+    """The steps that the first host sees, the newest first, on every host."""
+    steps = self._checkpoints.steps()
+    count = int(hosts.agree(np.int32(len(steps))))
+    said = np.resize(np.array([*steps, 0], np.int32), count)
+    return [int(step) for step in hosts.agree(said)]
+
   def _read(self, step: int, like: Any) -> tuple[Any, Any, str]:
     """(state, run, '') of a step, or (None, None, why not) on every host."""
+    why = ''
     try:
       saved, run = self._checkpoints.restore(step, like)
       run = dict(run)
-      same = run.pop('sum') == _sum(run) and run['digest'] == int(digest(saved))
-      why = '' if same else f'checkpoint {step} is not what was saved'
+      whole = run.pop('sum') == _sum(run)
     except (KeyError, TypeError, ValueError):
-      saved, run, why = None, None, f'checkpoint {step} is of another form'
+      why = f'checkpoint {step} is of another form'
     except UserError as e:
-      saved, run, why = None, None, str(e)
+      why = str(e)
+    # All hosts compute the digest together, so all must have come so far.
     if not hosts.everyone(not why):
       return None, None, why or 'another host cannot read it'
+    if not hosts.everyone(whole and run['digest'] == int(digest(saved))):
+      return None, None, f'checkpoint {step} is not what was saved'
     return saved, run, ''
 
   def evaluated(self, step: int) -> None:
@@ -159,7 +170,7 @@ class Keeper:
       UserError: it cannot be written.
     """
     self._due = False
-    if step in self._checkpoints.steps():
+    if step == self._last:
       return
     log.settle()
     log.writer.flush()
@@ -171,6 +182,7 @@ class Keeper:
       digest=int(digest(saved)),
     )
     self._checkpoints.save(step, saved, run | dict(sum=_sum(run)))
+    self._last = step
 
   def roll_back(
     self, state: TrainState, step: int, log: Any
@@ -183,12 +195,12 @@ class Keeper:
     most = self._config.guard.rollbacks
     many = f'{log.skipped} updates in a row were not finite or spikes by step '
     many += str(step)
-    back = [x for x in self._checkpoints.steps() if x <= log.sound]
+    steps = self._steps()
+    back = [x for x in steps if x <= log.sound]
     if self.rollbacks >= most or not back:
       raise UserError(
-        f'{many}; the newest checkpoint is of step '
-        f'{self._checkpoints.steps()[0]}: lower train.lr, look at the reward, '
-        'or set guard.rollbacks'
+        f'{many}; the newest checkpoint is of step {steps[0]}: lower train.lr, '
+        'look at the reward, or set guard.rollbacks'
       )
     like, frozen = _emptied(state), state.frozen
     saved, _, why = self._read(back[0], like)
@@ -202,7 +214,7 @@ class Keeper:
       f'(rollback {self.rollbacks} of {most})',
     )
     self._find_best(back[0])
-    self._due = False
+    self._last, self._due = back[0], False
     return saved.replace(frozen=frozen), back[0]
 
   def exported(self, state: TrainState, step: int) -> tuple[TrainState, int]:
