@@ -42,7 +42,8 @@ ARROWS = {
     'zoo', 'umm', 'eval', 'infer',
   },
   'main': LOW | {'sharding', 'train'},
-  'plan': LOW | {'sharding', 'nn', 'models', 'ckpt', 'zoo', 'train'},
+  'plan': LOW
+  | {'sharding', 'nn', 'models', 'data', 'ckpt', 'zoo', 'train'},
   'infer': LOW
   | {
     'sharding', 'models', 'data', 'rollout', 'rewards', 'ckpt', 'zoo', 'umm',

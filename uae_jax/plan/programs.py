@@ -6,6 +6,7 @@ weights and images.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from uae_jax import zoo
+from uae_jax.data import buckets
 from uae_jax.errors import UserError
 from uae_jax.nn import kernels
 from uae_jax.plan import model_flops
@@ -141,9 +143,10 @@ def unrestricted(config) -> Any:
 
 
 def example(parts, config, rows: NamedSharding) -> Batch:
-  """Shapes of a global batch."""
-  side = config.data.side
-  blank = np.zeros((side, side, 3), np.uint8)
+  """Shapes of a global batch; of several, the one with the most pixels."""
+  square = (config.data.side,) * 2
+  shapes = buckets.parse(config.data.buckets) or [square]
+  blank = np.zeros((*max(shapes, key=math.prod), 3), np.uint8)
   arrays = {**parts.read(blank), 'image': np.zeros(blank.shape, np.float32)}
   if config.stage == 'pretrain':
     caption = np.zeros(config.rollout.length, np.int32)

@@ -176,7 +176,7 @@ def fill_in(config, folder: Path) -> list[str]:
       missing.append(name)
     return str(where)
 
-  for key in ('policy', 'decoder', 'reward', 'judges'):
+  for key in ('policy', 'reader', 'decoder', 'reward', 'judges'):
     names = config.ckpt[key].split(',')
     config.ckpt[key] = ','.join(one(name) if name else '' for name in names)
   r = config.rewards
