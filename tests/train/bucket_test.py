@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
 import threading
 import time
 
@@ -164,6 +166,27 @@ def test_other_hosts_send_and_fetch_their_own_list_of_bad_items(bucket):
     other.leave()
   assert lines == 'x\nx\n' and 'bad_items.3.jsonl' in names(bucket)
   first.leave()
+
+
+def test_what_other_processes_write_is_seen(bucket):
+  code = (
+    'from uae_jax.train.bucket import Bucket\n'
+    f'place = Bucket({bucket!r}, 0).place\n'
+    'for _ in range(2):\n'
+    '  print((place / "a").exists(), [p.name for p in place.iterdir()])\n'
+    '  input()\n'
+  )
+  epath.Path(bucket, 'b').write_text('')
+  with subprocess.Popen(
+    [sys.executable, '-c', code], stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE, text=True,
+  ) as other:  # fmt: skip
+    before = other.stdout.readline()
+    epath.Path(bucket, 'a').write_text('')
+    other.stdin.write('\n\n')
+    other.stdin.flush()
+    after = other.stdout.readline()
+  assert before == "False ['b']\n" and after == "True ['a', 'b']\n"
 
 
 def test_a_foreign_folder_is_left_alone(bucket):

@@ -66,8 +66,7 @@ class Bucket:
       )
     if importlib.util.find_spec('gcsfs') is None:
       raise UserError(f"{url} needs gcsfs: pip install 'uae_jax[gcs]'")
-    # Its log tells every try with a traceback.
-    logging.getLogger('gcsfs').setLevel(logging.CRITICAL + 1)
+    _set_up_gcsfs()
     self.name = f'{SCHEME}{bucket}/{folder}'
     self.place = epath.Path(self.name)
     self._process, self._lock = process, BucketLock(bucket, folder)
@@ -184,6 +183,16 @@ class Bucket:
     except Exception as e:  # of sockets, of HTTP, of Google's credentials
       why = str(e).splitlines()[0] if str(e) else type(e).__name__
       raise UserError(f'{self.name} {what}: {why}; {HELP}') from None
+
+
+def _set_up_gcsfs() -> None:
+  """To be called before anything in this process uses it."""
+  import fsspec
+
+  # It would remember what a folder held, whatever other hosts write there.
+  fsspec.config.conf.setdefault('gcs', {})['use_listings_cache'] = False
+  # Its log tells every try with a traceback.
+  logging.getLogger('gcsfs').setLevel(logging.CRITICAL + 1)
 
 
 def _listed(folder: epath.Path) -> list[epath.Path]:
