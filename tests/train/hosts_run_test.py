@@ -15,17 +15,22 @@ import pytest
 from etils import epath
 
 ROOT = Path(__file__).parent.parent.parent
-STEPS = 16
-ARGS = (
-  '--config=configs/umm1.py', f'--config.train.steps={STEPS}',
+STEPS = 24
+UMM1 = (
+  '--config=configs/umm1.py', '--config.train.steps=3',
   '--config.train.images=8', '--config.train.group_size=2',
   '--config.eval.images=8', '--config.eval.batch=8',
-  '--config.eval.every=1000', '--config.ckpt.every=1',
+  '--config.eval.every=1000',
 )  # fmt: skip
+# What is lost or not does not hang on what is trained: a tower starts sooner.
 TOWER = (
-  '--config=configs/coldstart.py:reward', '--config.train.steps=8',
-  '--config.train.images=8', '--config.ckpt.every=2', '--config.ckpt.keep=9',
-  '--config.train.max_skipped=2', '--config.guard.rollbacks=1',
+  '--config=configs/coldstart.py:reward', '--config.train.images=8',
+)  # fmt: skip
+LONG = (*TOWER, f'--config.train.steps={STEPS}', '--config.ckpt.every=1')
+SHORT = (
+  *TOWER, '--config.train.steps=8', '--config.ckpt.every=2',
+  '--config.ckpt.keep=9', '--config.train.max_skipped=2',
+  '--config.guard.rollbacks=1',
 )  # fmt: skip
 
 
@@ -38,7 +43,7 @@ class Hosts:
     count: int,
     cache: Path,
     workdir: str = '',
-    args: tuple[str, ...] = ARGS,
+    args: tuple[str, ...] = LONG,
     faults: tuple[str, ...] = ('', ''),
   ):
     devices = f'device_count={8 // count}'
@@ -125,16 +130,21 @@ def cache(tmp_path_factory):
   return tmp_path_factory.mktemp('cache')
 
 
-@pytest.fixture(scope='module')
-def alone(tmp_path_factory, cache):
-  """Rows of the run of one process on eight devices."""
-  folder = tmp_path_factory.mktemp('alone') / 'run'
-  with Hosts(folder, 1, cache) as one:
-    assert one.codes(600) == [0], one.said()
-  return rows(folder / 'metrics.jsonl')
+def test_two_processes_compute_what_one_does(tmp_path, cache):
+  found = []
+  for count in (1, 2):
+    with Hosts(tmp_path / str(count), count, cache, args=UMM1) as run:
+      assert run.codes(600) == [0] * count, run.said()
+    assert run.steps() == [1, 2, 3]
+    found.append(rows(run.metrics))
+    policy = tmp_path / str(count) / 'export' / 'policy'
+    assert (policy / 'config.json').exists()
+  for mine, other in zip(*found):
+    for key in ('reward/mean', 'optim/grad_norm', 'caption/length'):
+      np.testing.assert_allclose(mine[key], other[key], rtol=1e-5, err_msg=key)
 
 
-def test_two_processes_are_one_run_that_is_not_lost(tmp_path, cache, alone):
+def test_two_processes_are_one_run_that_is_not_lost(tmp_path, cache):
   folder = tmp_path / 'run'
   with Hosts(folder, 2, cache) as two:
     two.until(4)
@@ -143,10 +153,6 @@ def test_two_processes_are_one_run_that_is_not_lost(tmp_path, cache, alone):
     assert two.codes(60) == [3, -signal.SIGKILL], two.said()
     assert time.monotonic() - start < 60
     assert 'stopping; run the same command on every host' in two.said()
-  # The same numbers as on one process, to the first three steps.
-  for mine, other in list(zip(rows(folder / 'metrics.jsonl'), alone))[:3]:
-    for key in ('reward/mean', 'optim/grad_norm', 'caption/length'):
-      np.testing.assert_allclose(mine[key], other[key], rtol=1e-5, err_msg=key)
 
   with Hosts(folder, 2, cache) as two:  # resumes; the first host is lost
     two.resumed()
@@ -166,43 +172,35 @@ def test_two_processes_are_one_run_that_is_not_lost(tmp_path, cache, alone):
     assert one.codes(300) == [0], one.said()
     assert f'at step {stopped[-1]}' in one.said()
   assert one.steps() == [*range(1, STEPS + 1)]
-  assert (folder / 'export' / 'policy' / 'config.json').exists()
+  assert (folder / 'export' / 'config.json').exists()
 
 
-def test_a_checkpoint_that_one_host_cannot_read_is_left_by_all(tmp_path, cache):
+def test_hosts_go_back_together_and_leave_what_one_cannot_read(tmp_path, cache):
   folder = tmp_path / 'run'
-  with Hosts(folder, 1, cache, args=TOWER) as one:
-    assert one.codes(300) == [0], one.said()
-  want = rows(one.metrics)
+  faults = ('nan=6,7,8',) * 2
+  with Hosts(folder, 2, cache, args=SHORT, faults=faults) as two:
+    assert two.codes(300) == [0, 0], two.said()
+  assert 'back to step 4, on other data' in two.said()
+  before = rows(two.metrics)
+  assert [r['step'] for r in before] == [*range(1, 9)]
+  assert [r['guard/rollbacks'] for r in before] == [0] * 4 + [1] * 4
+  assert not any(r['optim/skipped'] for r in before)
+
   faults = ('', 'unreadable=8')
-  with Hosts(folder, 2, cache, args=TOWER, faults=faults) as two:
+  with Hosts(folder, 2, cache, args=SHORT, faults=faults) as two:
     assert two.codes(300) == [0, 0], two.said()
   assert 'step 8 cannot be read (another host cannot' in two.said()
   assert 'going on from step 6' in two.said()
   assert (folder / 'unreadable' / '8').is_dir()
-  assert [p.name for p in (folder / 'checkpoints').glob('8')] == ['8']
-  got = rows(two.metrics)
-  assert [r['step'] for r in got] == [r['step'] for r in want] == [*range(1, 9)]
-  for mine, other in zip(got[6:], want[6:]):  # taken again, on two hosts
-    np.testing.assert_allclose(
-      mine['optim/loss'], other['optim/loss'], rtol=1e-4
-    )
-
-
-def test_several_hosts_go_back_together(tmp_path, cache):
-  folder = tmp_path / 'run'
-  faults = ('nan=6,7,8', 'nan=6,7,8')
-  with Hosts(folder, 2, cache, args=TOWER, faults=faults) as two:
-    assert two.codes(300) == [0, 0], two.said()
-  assert 'back to step 4, on other data' in two.said()
-  got = rows(two.metrics)
-  assert [r['step'] for r in got] == [*range(1, 9)]
-  assert [r['guard/rollbacks'] for r in got] == [0] * 4 + [1] * 4
-  assert not any(r['optim/skipped'] for r in got)
+  assert (folder / 'checkpoints' / '8').is_dir()  # taken and saved again
+  after = rows(two.metrics)
+  assert [r['step'] for r in after] == [*range(1, 9)]
+  for mine, other in zip(after, before):
+    np.testing.assert_allclose(mine['optim/loss'], other['optim/loss'], 1e-5)
 
 
 @pytest.mark.slow
-def test_two_processes_in_a_bucket(tmp_path, cache, alone, bucket):
+def test_two_processes_in_a_bucket(tmp_path, cache, bucket):
   hosts = lambda count: Hosts(tmp_path / 'run', count, cache, bucket)
   with hosts(2) as two:
     two.until(4)
@@ -214,15 +212,14 @@ def test_two_processes_in_a_bucket(tmp_path, cache, alone, bucket):
     assert 'waiting up to 60 s' in two.said()
     two.processes[1].send_signal(signal.SIGTERM)
     assert two.codes(120) == [143, 143], two.said()
+  stopped = two.steps()
   with hosts(1) as one:  # on another number of hosts; nobody holds the lock
     assert one.codes(300) == [0], one.said()
     assert 'waiting' not in one.said()
+    assert f'at step {stopped[-1]}' in one.said()
   assert one.steps() == [*range(1, STEPS + 1)]
-  for mine, other in list(zip(rows(one.metrics), alone))[:3]:
-    for key in ('reward/mean', 'optim/grad_norm', 'caption/length'):
-      np.testing.assert_allclose(mine[key], other[key], rtol=1e-5, err_msg=key)
   place = epath.Path(bucket)
-  assert (place / 'export' / 'policy' / 'config.json').exists()
+  assert (place / 'export' / 'config.json').exists()
   assert not (place / 'lock').exists()
 
 

@@ -176,7 +176,8 @@ def fill_in(config, folder: Path) -> list[str]:
       missing.append(name)
     return str(where)
 
-  for key in ('policy', 'reader', 'decoder', 'reward', 'judges'):
+  keys = ('policy', 'reader', 'decoder', 'reward', 'judges')
+  for key in (key for key in keys if key in config.ckpt):  # a UMM-2 has fewer
     names = config.ckpt[key].split(',')
     config.ckpt[key] = ','.join(one(name) if name else '' for name in names)
   r = config.rewards
