@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ class Checkpoints:
     if jax.process_index() == 0 and self._folder.exists():
       for step in self._folder.iterdir():
         if step.is_dir() and not ocp.utils.is_checkpoint_finalized(step):
-          step.rmtree()
+          _remove(step)
     options = dict(preservation_policy=self._kept, create=True)
     try:
       self._manager = _manager(self._folder, **options)
@@ -201,6 +202,14 @@ def _reader() -> ocp.Checkpointer:
 def _is_remote(folder: Path | epath.Path) -> bool:
   """Is it in a bucket?"""
   return '://' in str(folder)
+
+
+def _remove(torn: epath.Path) -> None:
+  """Removes what was not finished; on a disk its name keeps it apart anyway."""
+  if _is_remote(torn):
+    torn.rmtree()
+  else:
+    shutil.rmtree(torn, ignore_errors=True)
 
 
 def _move(source: epath.Path, target: epath.Path) -> None:

@@ -144,8 +144,9 @@ def unrestricted(config) -> Any:
 
 def example(parts, config, rows: NamedSharding) -> Batch:
   """Shapes of a global batch; of several, the one with the most pixels."""
-  square = (config.data.side,) * 2
-  shapes = buckets.parse(config.data.buckets) or [square]
+  shapes = [(config.data.side,) * 2]
+  if config.model.umm == 'umm1':  # a UMM-2 draws squares alone
+    shapes = buckets.parse(config.data.buckets) or shapes
   blank = np.zeros((*max(shapes, key=math.prod), 3), np.uint8)
   arrays = {**parts.read(blank), 'image': np.zeros(blank.shape, np.float32)}
   if config.stage == 'pretrain':
