@@ -13,8 +13,18 @@ SPEC = importlib.util.spec_from_file_location(
 )
 ablations = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(ablations)
+NOTEBOOK = ROOT / 'notebooks' / '3_ablations.ipynb'
+
+
+def marked(question, run, changes):
+  """A run; a slow test where tests/notebooks_test.py takes two steps of it."""
+  toured = changes in ablations._TOUR.values()
+  marks = [pytest.mark.slow] if toured else []
+  return pytest.param(f'{question}-{run}', marks=marks)
+
+
 RUNS = [
-  f'{question}-{run}'
+  marked(question, run, changes)
   for question, runs in ablations.QUESTIONS.items()
   for run, changes in runs.items()
   if changes and question != 'tour'  # whose runs are those of others
@@ -42,6 +52,12 @@ def test_a_run_starts_and_takes_two_steps(run, tmp_path):
   assert [r['step'] for r in steps] == [1, 2]
   assert all(np.isfinite(r['optim/loss']) for r in steps)
   assert (tmp_path / 'run' / 'report.html').exists()
+
+
+def test_the_notebook_runs_the_tour():
+  assert '--question=tour' in NOTEBOOK.read_text()
+  slow = [run.values[0] for run in RUNS if run.marks]
+  assert len(slow) == len(ablations._TOUR) - 1 == 5
 
 
 def test_every_question_has_something_to_compare():

@@ -1,4 +1,4 @@
-"""Two processes of four devices each: one run, killed, stopped and resumed."""
+"""Two processes of two devices each: one run, killed, stopped and resumed."""
 
 import json
 import os
@@ -15,7 +15,7 @@ import pytest
 from etils import epath
 
 ROOT = Path(__file__).parent.parent.parent
-STEPS = 24
+STEPS = 16
 UMM1 = (
   '--config=configs/umm1.py', '--config.train.steps=3',
   '--config.train.images=8', '--config.train.group_size=2',
@@ -46,7 +46,7 @@ class Hosts:
     args: tuple[str, ...] = LONG,
     faults: tuple[str, ...] = ('', ''),
   ):
-    devices = f'device_count={8 // count}'
+    devices = f'device_count={4 // count}'
     flags = re.sub(r'device_count=\d+', devices, os.environ['XLA_FLAGS'])
     env = {
       **os.environ,

@@ -209,6 +209,7 @@ def test_the_cold_start_recipe_runs_and_exports_what_the_zoo_loads(
   assert bool(told) == (part == 'glyphs_policy')
 
 
+@pytest.mark.slow
 def test_a_run_ends_when_its_heldout_score_no_longer_rises(tmp_path, capsys):
   changes = {
     'train.lr': 0.0, 'eval.patience': 2, 'eval.every': 1, 'train.steps': 6,

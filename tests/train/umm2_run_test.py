@@ -40,6 +40,7 @@ def test_a_run_reports_both_halves_and_text_to_image(whole):
   assert 'Images drawn from text' in (whole / 'report.html').read_text()
 
 
+@pytest.mark.slow  # loop_test does so with a UMM-1
 def test_a_stopped_run_resumes_to_the_same_metrics(
   whole, tmp_path, monkeypatch
 ):
