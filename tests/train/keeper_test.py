@@ -3,6 +3,8 @@
 import json
 import resource
 import shutil
+import sys
+import time
 from types import SimpleNamespace
 
 import jax
@@ -185,6 +187,24 @@ def test_the_step_before_a_damaged_one_goes_on(runs, how, capsys):
   assert run.steps() == [1, 2, 3]
   keeper = run.start()
   assert keeper.resume(state(0))[1] == 3
+
+
+def test_a_damaged_step_is_one_line_and_no_traceback(runs, monkeypatch):
+  run, told = runs(**{'ckpt.keep': 3}), []
+  many = {  # which are read at once
+    str(i): jax.random.normal(jax.random.key(i), (512, 64)) for i in range(99)
+  }
+  keeper = run.start()
+  for step in (1, 2):
+    keeper.save(step, state(step).replace(params=many), run.log)
+  run.end()
+  run.checkpoints = None
+  for file in (run.folder / 'checkpoints' / '2').rglob('d/*'):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+  monkeypatch.setattr(sys, 'unraisablehook', told.append)
+  assert run.start().resume(state(0).replace(params=many))[1] == 1
+  time.sleep(0.5)  # its other reads end later
+  assert not told
 
 
 def test_several_damaged_steps_are_one_warning(runs, capsys):

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,7 @@ class Checkpoints:
     self.wait()
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     try:
-      with _reader() as reader:
+      with _hushed(), _reader() as reader:
         out = reader.restore(
           self._manager.directory / str(step),
           args=ocp.args.Composite(
@@ -197,6 +198,24 @@ def _reader() -> ocp.Checkpointer:
     ),
     multiprocessing_options=alone,
   )
+
+
+@contextlib.contextmanager
+def _hushed():
+  """Where reading fails, its other reads end with nobody to tell, and say so.
+
+  They do that on threads of TensorStore, with a traceback for each, perhaps
+  after this has ended; so what hushes them stays.
+  """
+  tell = sys.unraisablehook
+
+  def hook(unraisable):
+    if str(unraisable.exc_value) != 'Event loop is closed':
+      tell(unraisable)
+
+  sys.unraisablehook = hook
+  yield
+  sys.unraisablehook = tell
 
 
 def _is_remote(folder: Path | epath.Path) -> bool:
