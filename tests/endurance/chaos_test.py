@@ -1,8 +1,11 @@
 """Runs that are killed, stopped and started twice lose and repeat nothing."""
 
+import json
 import os
 import random
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -15,10 +18,10 @@ FLAGS = ' '.join(
 )
 
 
-def make(folder):
+def make(folder, bucket=''):
   cache = os.environ['UAE_JAX_TEST_CACHE']
   env = {'XLA_FLAGS': FLAGS, 'JAX_COMPILATION_CACHE_DIR': cache}
-  return chaos.Run(folder, CONFIG, env)
+  return chaos.Run(folder, CONFIG, env | {'CHAOS_STALE': '5'}, bucket)
 
 
 @pytest.fixture(scope='module')
@@ -40,6 +43,19 @@ def test_a_killed_run_is_the_one_that_was_left_alone(whole, tmp_path):
   left = {p.name for p in (run.workdir / 'checkpoints').iterdir()}
   assert {'10', '12'} <= left and len(left) <= 3  # the best may be another
   assert all(name.isdigit() for name in left)
+
+
+@pytest.mark.slow
+def test_a_run_in_a_bucket_that_is_killed_is_that_in_a_folder(
+  whole, tmp_path, bucket
+):
+  run = make(tmp_path, bucket)
+  assert len(chaos.kill_often(run, 3, random.Random(0))) == 3
+  assert 'for a sign of life' in run.log.read_text()
+  run.finish()
+  found = chaos.compare(whole, run)
+  assert found['steps'] == 12 and found['steps_again'] > 0
+  assert not (run.workdir / 'lock').exists()
 
 
 @pytest.mark.slow
@@ -80,7 +96,9 @@ def test_what_is_lost_would_be_seen(whole, tmp_path, change, monkeypatch):
 
 
 @pytest.mark.slow
-def test_twenty_kills_and_flat_memory(tmp_path, monkeypatch, capsys):
-  monkeypatch.setattr('sys.argv', ['chaos', f'--out={tmp_path}'])
-  chaos.main()
-  assert '"kills": 20' in capsys.readouterr().out
+@pytest.mark.parametrize('where', [[], ['--bucket']])
+def test_twenty_kills_and_flat_memory(where, tmp_path):
+  command = [sys.executable, '-m', 'benchmarks.chaos', f'--out={tmp_path}']
+  done = subprocess.run([*command, *where], capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  assert json.loads(done.stdout)['kills'] == 20

@@ -108,6 +108,7 @@ class Keeper:
     """The steps that the first host sees, the newest first, on every host."""
     steps = self._checkpoints.steps()
     count = int(hosts.agree(np.int32(len(steps))))
+    # Of the other hosts only the shape counts.
     said = np.resize(np.array([*steps, 0], np.int32), count)
     return [int(step) for step in hosts.agree(said)]
 
